@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The link to a backend: what both sides share, and requests to the other.
+
+use crate::{
+    control::{
+        Control,
+        ControlInterrupt, //
+    },
+    negotiate::Choice,
+    report::ModeReport,
+    requests::Requests,
+    sys::{
+        debugfs::{
+            Dir,
+            File, //
+        },
+        event_channel::Channel,
+        grant::SharedPages,
+        xenbus, //
+    },
+    wire::{
+        self,
+        Op, //
+    },
+};
+use kernel::{
+    device::Bound,
+    new_mutex,
+    prelude::*,
+    str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Instant,
+        Monotonic,
+        Msecs, //
+    },
+};
+
+/// Control page, pool and control event channel, shared with one backend.
+///
+/// Dropping it takes all of them back.
+#[pin_data]
+pub(crate) struct Link {
+    // Dropped first: the handler uses the control page.
+    #[pin]
+    channel: Channel<ControlInterrupt>,
+
+    pub(crate) control: Arc<Control>,
+
+    pub(crate) pool: Arc<SharedPages>,
+
+    /// The references of the pool's pages, for the backend.
+    directory: SharedPages,
+
+    /// The number of the last request. The lock is held while one is under way.
+    #[pin]
+    sequence: Mutex<u32>,
+
+    /// How long the backend may take to answer a request, in milliseconds.
+    pub(crate) timeout: Msecs,
+
+    /// The device's directory in debugfs.
+    pub(crate) debugfs: Dir,
+
+    requests: File<Requests>,
+
+    _mode: File<ModeReport>,
+}
+
+impl Link {
+    /// Shares with the backend of `dev` what `choice` says. Sleeps.
+    ///
+    /// `timeout` is how long to wait for an answer to a request, in milliseconds; `debugfs` is the
+    /// device's directory.
+    pub(crate) fn new(
+        dev: &xenbus::Device<Bound>,
+        choice: &Choice,
+        timeout: Msecs,
+        debugfs: &Dir,
+    ) -> Result<Arc<Self>> {
+        let domain = dev.backend_domain();
+        let control = Arc::pin_init(Control::new(domain), GFP_KERNEL)?;
+        let pool = Arc::new(SharedPages::new(domain, choice.pool_pages)?, GFP_KERNEL)?;
+        let directory = share_directory(domain, &pool)?;
+
+        control.set_pool(u32::try_from(choice.pool_pages)?, directory.references());
+
+        let name = CString::try_from_fmt(fmt!("{}-control", dev.as_ref().name()))?;
+        let interrupt = ControlInterrupt(control.clone());
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                channel <- Channel::new(dev, name, interrupt),
+                control,
+                pool,
+                directory,
+                sequence <- new_mutex!(0),
+                timeout,
+                debugfs: debugfs.clone(),
+                requests: debugfs.file(c"requests", KBox::pin(Requests::new(), GFP_KERNEL)?),
+                _mode: debugfs.file(c"mode", KBox::pin(ModeReport(choice.mode), GFP_KERNEL)?),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The port of the control event channel.
+    pub(crate) fn port(&self) -> u32 {
+        self.channel.port()
+    }
+
+    /// Has the backend carry out `op`, and waits for that at most as long as the time limit says.
+    /// Sleeps.
+    ///
+    /// Errors: the backend's own; [`ETIMEDOUT`], after which the link is dead; [`ENODEV`] if it is.
+    pub(crate) fn request(&self, op: Op, queue: u32) -> Result {
+        self.call(op, queue, 0, &[])
+    }
+
+    /// Has the backend write to configuration space. Sleeps. Errors as [`request`](Self::request).
+    pub(crate) fn write_config(&self, offset: u32, data: &[u8]) -> Result {
+        let mut offset = offset;
+        for part in data.chunks(wire::WRITE_SIZE) {
+            self.call(Op::ConfigWrite, 0, offset, part)?;
+            offset = offset
+                .checked_add(u32::try_from(part.len())?)
+                .ok_or(EINVAL)?;
+        }
+        Ok(())
+    }
+
+    fn call(&self, op: Op, queue: u32, offset: u32, data: &[u8]) -> Result {
+        let mut sequence = self.sequence.lock();
+
+        if self.control.is_dead() {
+            return Err(ENODEV);
+        }
+
+        *sequence = sequence.wrapping_add(1);
+        self.control.post(*sequence, op, queue, offset, data)?;
+
+        let start = Instant::now();
+        self.channel.notify();
+        let result = self.await_answer(*sequence, start);
+        self.requests.record(op, &result, start.elapsed());
+        result
+    }
+
+    /// Waits for the answer to the request that was made at `start`.
+    fn await_answer(&self, sequence: u32, start: Instant<Monotonic>) -> Result {
+        let control = &*self.control;
+
+        // Signals that bring no answer must not prolong the wait.
+        loop {
+            // The answer may have come without an event that says so.
+            if let Some(result) = control.answer(sequence) {
+                return result;
+            }
+            if control.is_dead() {
+                return Err(ENODEV);
+            }
+            let passed = Msecs::try_from(start.elapsed().as_millis())?;
+            if passed >= self.timeout {
+                control.kill();
+                return Err(ETIMEDOUT);
+            }
+            control
+                .answered
+                .wait(msecs_to_jiffies(self.timeout - passed));
+        }
+    }
+}
+
+/// Shares pages that hold the grant references of all pages of `pool`.
+fn share_directory(domain: u16, pool: &SharedPages) -> Result<SharedPages> {
+    let count = pool.references().count();
+    let directory = SharedPages::new(domain, count.div_ceil(wire::REFS_PER_PAGE))?;
+
+    for (i, reference) in pool.references().enumerate() {
+        directory.store_release(i * size_of::<u32>(), reference);
+    }
+    Ok(directory)
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The mapping operations of virtqueues whose buffers are copied through a pool.
+//!
+//! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
+
+use super::{
+    bindings,
+    grant::SharedPages, //
+};
+use crate::{
+    address::{
+        self,
+        Address, //
+    },
+    partition::{
+        Partition,
+        Usage,
+        CHUNK,
+        PAGE, //
+    },
+};
+use kernel::{
+    new_spinlock_irq, pr_warn_once,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering,
+            Atomic, //
+        },
+        Arc,
+        ArcBorrow,
+        SpinLockIrq, //
+    },
+};
+
+/// How long a buffer is at most that drivers should map at once, in bytes.
+///
+/// A pointer to it is the `union virtio_map` of the device.
+pub(super) struct BufferLimit(Atomic<usize>);
+
+impl BufferLimit {
+    /// A limit that does not matter yet.
+    pub(super) fn new() -> Self {
+        Self(Atomic::new(PAGE))
+    }
+
+    pub(super) fn set(&self, bytes: usize) {
+        self.0.store(bytes, ordering::Relaxed);
+    }
+
+    /// What C hands to `max_mapping_size`.
+    pub(super) fn token(&self) -> bindings::virtio_map {
+        bindings::virtio_map {
+            group: core::ptr::from_ref(self).cast_mut().cast(),
+        }
+    }
+}
+
+/// What `map_page` returns when it has failed: the value that the rings know as an error.
+const MAPPING_ERROR: u64 = u64::MAX;
+
+/// A part of a pool that several CPUs allocate from, in any context.
+#[pin_data]
+pub(crate) struct SharedPartition {
+    #[pin]
+    inner: SpinLockIrq<Partition>,
+}
+
+impl SharedPartition {
+    /// Creates an initialiser that puts a lock around `partition`.
+    pub(crate) fn new(partition: Partition) -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- new_spinlock_irq!(partition, "virtio_xenbus_pool"),
+        })
+    }
+
+    /// How much of it is in use. Callable in any context.
+    pub(crate) fn usage(&self) -> Usage {
+        self.inner.lock().usage()
+    }
+}
+
+/// What a virtqueue has mapped since it was made.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counters {
+    /// Buffers that were mapped.
+    pub(crate) mapped: u64,
+    /// Buffers and rings for which there was no room.
+    pub(crate) failed: u64,
+    /// Bytes that were copied to the pool.
+    pub(crate) to_pool: u64,
+    /// Bytes that were copied back from the pool.
+    pub(crate) from_pool: u64,
+}
+
+/// What belongs to one virtqueue. Each operation takes its lock first, so the counters cost
+/// nothing more.
+struct Own {
+    partition: Partition,
+    counters: Counters,
+}
+
+/// The mappings of one virtqueue: addresses in a pool, from a partition of the queue's own as
+/// long as that has room, then from one that all queues share.
+///
+/// A pointer to it is the `union virtio_map` of the virtqueue.
+#[pin_data]
+pub(crate) struct QueueMap {
+    memory: Arc<SharedPages>,
+
+    #[pin]
+    own: SpinLockIrq<Own>,
+
+    overflow: Arc<SharedPartition>,
+}
+
+impl QueueMap {
+    /// Creates an initialiser; both partitions cover pages of `memory`.
+    pub(crate) fn new(
+        memory: Arc<SharedPages>,
+        partition: Partition,
+        overflow: Arc<SharedPartition>,
+    ) -> impl PinInit<Self> {
+        let own = Own {
+            partition,
+            counters: Counters::default(),
+        };
+        pin_init!(Self {
+            memory,
+            own <- new_spinlock_irq!(own, "virtio_xenbus_queue_pool"),
+            overflow,
+        })
+    }
+
+    /// How much of the queue's own partition is in use. Callable in any context.
+    pub(crate) fn usage(&self) -> Usage {
+        self.own.lock().partition.usage()
+    }
+
+    /// What has been mapped. Callable in any context.
+    pub(crate) fn counters(&self) -> Counters {
+        self.own.lock().counters
+    }
+
+    /// The table for `struct virtio_device`.
+    pub(super) const OPS: &'static bindings::virtio_map_ops = &bindings::virtio_map_ops {
+        map_page: Some(map_page),
+        unmap_page: Some(unmap_page),
+        sync_single_for_cpu: Some(sync_single_for_cpu),
+        sync_single_for_device: Some(sync_single_for_device),
+        alloc: Some(alloc),
+        free: Some(free),
+        need_sync: Some(need_sync),
+        mapping_error: Some(mapping_error),
+        max_mapping_size: Some(max_mapping_size),
+    };
+
+    /// What C hands to the operations.
+    pub(super) fn token(self: ArcBorrow<'_, Self>) -> bindings::virtio_map {
+        bindings::virtio_map {
+            group: core::ptr::from_ref(&*self).cast_mut().cast(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `token` must come from [`QueueMap::token`] and the queue must still exist.
+    unsafe fn from_token<'a>(token: bindings::virtio_map) -> &'a Self {
+        // SAFETY: By the requirement of this function.
+        unsafe { &*token.group.cast_const().cast() }
+    }
+
+    /// Allocates `len` bytes that stand for the memory at `tag`, and has `count` count that.
+    /// Callable in any context.
+    fn alloc(&self, len: usize, tag: usize, count: impl FnOnce(&mut Counters)) -> Option<usize> {
+        let mut own = self.own.lock();
+        if let Some(offset) = own.partition.alloc(len, tag) {
+            count(&mut own.counters);
+            return Some(offset);
+        }
+        drop(own);
+
+        let offset = self.overflow.inner.lock().alloc(len, tag);
+        let counters = &mut self.own.lock().counters;
+        match offset {
+            Some(_) => count(counters),
+            None => counters.failed += 1,
+        }
+        offset
+    }
+
+    /// Does something with the partition that `offset` lies in, and has `count` count that.
+    /// Callable in any context.
+    fn with_partition<R>(
+        &self,
+        offset: usize,
+        count: impl FnOnce(&mut Counters),
+        f: impl FnOnce(&mut Partition) -> R,
+    ) -> R {
+        let mut own = self.own.lock();
+        count(&mut own.counters);
+        if own.partition.contains(offset) {
+            return f(&mut own.partition);
+        }
+        drop(own);
+        f(&mut self.overflow.inner.lock())
+    }
+
+    /// The offset in the pool that `addr` stands for, and the memory that was mapped there.
+    fn lookup(&self, addr: u64, count: impl FnOnce(&mut Counters)) -> Option<(usize, usize)> {
+        let Address::Pool(offset) = address::decode(addr) else {
+            return None;
+        };
+        let tag = self.with_partition(offset, count, |partition| partition.lookup(offset))?;
+        Some((offset, tag))
+    }
+
+    /// Copies a mapped buffer to the pool.
+    ///
+    /// # Safety
+    ///
+    /// The buffer that was mapped at `addr` must still be valid.
+    unsafe fn copy_in(&self, addr: u64, len: usize) {
+        let count = |counters: &mut Counters| counters.to_pool += len as u64;
+        if let Some((offset, tag)) = self.lookup(addr, count) {
+            // SAFETY: The partition has kept the address that was given to `alloc()`, advanced by
+            // the distance into the buffer.
+            unsafe { self.memory.copy_in(offset, tag as *const u8, len) };
+        }
+    }
+
+    /// Copies a mapped buffer back from the pool.
+    ///
+    /// # Safety
+    ///
+    /// The buffer that was mapped at `addr` must still be valid, and belong to the device.
+    unsafe fn copy_out(&self, addr: u64, len: usize) {
+        let count = |counters: &mut Counters| counters.from_pool += len as u64;
+        if let Some((offset, tag)) = self.lookup(addr, count) {
+            // SAFETY: As in `copy_in()`.
+            unsafe { self.memory.copy_out(offset, tag as *mut u8, len) };
+        }
+    }
+
+    /// Gives back what `alloc()` gave for `len` bytes.
+    fn free(&self, addr: u64, len: usize) {
+        let Address::Pool(offset) = address::decode(addr) else {
+            return;
+        };
+        let tag = self.with_partition(offset, |_| (), |partition| partition.free(offset, len));
+        if tag.is_none() {
+            // The rings keep addresses where the backend cannot change them, so this is a bug.
+            pr_warn_once!("freed what was not allocated: {len} bytes at {offset:#x}\n");
+        }
+    }
+}
+
+fn to_device(dir: bindings::dma_data_direction) -> bool {
+    dir != bindings::dma_data_direction::DMA_FROM_DEVICE
+}
+
+fn from_device(dir: bindings::dma_data_direction) -> bool {
+    dir != bindings::dma_data_direction::DMA_TO_DEVICE
+}
+
+fn skips_copy(attrs: c_ulong) -> bool {
+    attrs & bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong != 0
+}
+
+// The operations. The rings call them with the token that the virtqueue was made with and only
+// while it exists, with buffers that are valid until they are unmapped, and with addresses that
+// `map_page` or `alloc` has returned. All but `alloc` and `free` may be called in any context.
+
+extern "C" fn map_page(
+    map: bindings::virtio_map,
+    page: *mut bindings::page,
+    offset: c_ulong,
+    size: usize,
+    dir: bindings::dma_data_direction,
+    attrs: c_ulong,
+) -> bindings::dma_addr_t {
+    // SAFETY: The rings pass the token of a queue that exists.
+    let this = unsafe { QueueMap::from_token(map) };
+
+    // The offset may be beyond the first page, and the buffer may have many: they are contiguous
+    // in the direct map.
+    //
+    // SAFETY: The page is valid and, on a 64-bit machine, in the direct map.
+    let buffer = unsafe { bindings::vxb_page_address(page) }
+        .cast::<u8>()
+        .wrapping_add(offset);
+
+    let copies = to_device(dir) && !skips_copy(attrs);
+    let count = |counters: &mut Counters| {
+        counters.mapped += 1;
+        if copies {
+            counters.to_pool += size as u64;
+        }
+    };
+    let Some(offset) = this.alloc(size, buffer.addr(), count) else {
+        return MAPPING_ERROR;
+    };
+
+    if copies {
+        // SAFETY: The buffer has `size` bytes.
+        unsafe { this.memory.copy_in(offset, buffer, size) };
+    } else if size <= CHUNK {
+        // A status that the device does not write must not be the one of another request.
+        this.memory.fill(offset, 0xff, size);
+    }
+    address::pool(offset)
+}
+
+extern "C" fn unmap_page(
+    map: bindings::virtio_map,
+    addr: bindings::dma_addr_t,
+    size: usize,
+    dir: bindings::dma_data_direction,
+    attrs: c_ulong,
+) {
+    // SAFETY: The rings pass the token of a queue that exists.
+    let this = unsafe { QueueMap::from_token(map) };
+
+    if from_device(dir) && !skips_copy(attrs) {
+        // SAFETY: The buffer is valid until this function returns.
+        unsafe { this.copy_out(addr, size) };
+    }
+    this.free(addr, size);
+}
+
+extern "C" fn sync_single_for_cpu(
+    map: bindings::virtio_map,
+    addr: bindings::dma_addr_t,
+    size: usize,
+    dir: bindings::dma_data_direction,
+) {
+    if from_device(dir) {
+        // SAFETY: The rings pass the token of a queue that exists, and a mapped buffer.
+        unsafe { QueueMap::from_token(map).copy_out(addr, size) };
+    }
+}
+
+extern "C" fn sync_single_for_device(
+    map: bindings::virtio_map,
+    addr: bindings::dma_addr_t,
+    size: usize,
+    dir: bindings::dma_data_direction,
+) {
+    if to_device(dir) {
+        // SAFETY: The rings pass the token of a queue that exists, and a mapped buffer.
+        unsafe { QueueMap::from_token(map).copy_in(addr, size) };
+    }
+}
+
+extern "C" fn alloc(
+    map: bindings::virtio_map,
+    size: usize,
+    handle: *mut bindings::dma_addr_t,
+    _gfp: bindings::gfp_t,
+) -> *mut c_void {
+    // SAFETY: The rings pass the token of a queue that exists.
+    let this = unsafe { QueueMap::from_token(map) };
+
+    let Some(offset) = this.alloc(size, 0, |_| ()) else {
+        return core::ptr::null_mut();
+    };
+
+    // The backend may still see what was here before; the driver must not.
+    this.memory.fill(offset, 0, size);
+
+    // SAFETY: The caller wants the address there.
+    unsafe { *handle = address::pool(offset) };
+    this.memory
+        .as_ptr(offset, size)
+        .unwrap_or(core::ptr::null_mut())
+}
+
+extern "C" fn free(
+    map: bindings::virtio_map,
+    size: usize,
+    _vaddr: *mut c_void,
+    addr: bindings::dma_addr_t,
+    _attrs: c_ulong,
+) {
+    // SAFETY: The rings pass the token of a queue that exists.
+    unsafe { QueueMap::from_token(map) }.free(addr, size);
+}
+
+extern "C" fn need_sync(_map: bindings::virtio_map, _addr: bindings::dma_addr_t) -> bool {
+    true
+}
+
+extern "C" fn mapping_error(_map: bindings::virtio_map, addr: bindings::dma_addr_t) -> c_int {
+    if addr == MAPPING_ERROR {
+        ENOMEM.to_errno()
+    } else {
+        0
+    }
+}
+
+extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
+    // SAFETY: Other than the rest, this is called with the token of the device.
+    let limit = unsafe { &*map.group.cast_const().cast::<BufferLimit>() };
+
+    limit.0.load(ordering::Relaxed)
+}
