@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Asynchronous file I/O on the pool, with io_uring.
+//!
+//! The `unsafe` code of the block device is here.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::{opcode, types};
+use vm_memory::{GuestMemoryBackend, GuestMemoryError};
+
+use super::disk::Disk;
+use super::request::Segment;
+use crate::memory::Pool;
+use crate::uring::{Event, Uring};
+
+/// How memory and offsets must be aligned for direct I/O, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectAlignment {
+    /// Of memory.
+    pub memory: usize,
+    /// Of offsets in the file, and lengths.
+    pub offset: usize,
+}
+
+/// What direct I/O on `file` needs, or `None` if there is none. Where the kernel does not say, a
+/// block is assumed to suffice.
+pub fn direct_alignment(file: &File, block_size: u32) -> io::Result<Option<DirectAlignment>> {
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: The path is a C string, and the buffer has room for the result.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            buffer.as_mut_ptr(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: All bytes were zeroed, which is a valid value, and then filled in.
+    let stat = unsafe { buffer.assume_init() };
+    if stat.stx_mask & libc::STATX_DIOALIGN == 0 {
+        let block = block_size as usize;
+        return Ok(Some(DirectAlignment {
+            memory: block,
+            offset: block,
+        }));
+    }
+    if stat.stx_dio_mem_align == 0 || stat.stx_dio_offset_align == 0 {
+        return Ok(None);
+    }
+    Ok(Some(DirectAlignment {
+        memory: stat.stx_dio_mem_align as usize,
+        offset: stat.stx_dio_offset_align as usize,
+    }))
+}
+
+/// An I/O on the file.
+#[derive(Clone, Copy, Debug)]
+pub enum Io {
+    /// Read from this offset on.
+    Read(u64),
+    /// Write from this offset on; with `durable`, complete when it is on the disk.
+    Write { offset: u64, durable: bool },
+    /// Make what has been written durable.
+    Sync,
+    /// `fallocate(2)`.
+    Allocate { mode: i32, offset: u64, len: u64 },
+}
+
+/// Asynchronous I/O on one file, used by one thread.
+///
+/// # Invariants
+///
+/// `busy` is the number of slots whose I/O has been pushed and has not completed. The kernel may
+/// use their `vectors` and what these point to, which is in `pool`.
+pub struct Aio {
+    uring: Uring,
+    pool: Pool,
+    fd: types::Fd,
+    at_once: bool,
+    vectors: Vec<Vec<libc::iovec>>,
+    busy: usize,
+}
+
+impl Aio {
+    /// I/O on `disk` through `uring`, which has room for `slots` I/Os.
+    ///
+    /// The disk must stay open as long.
+    pub fn new(uring: Uring, disk: &Disk, pool: Pool, slots: u16) -> Self {
+        Self {
+            uring,
+            pool,
+            fd: types::Fd(disk.file().as_raw_fd()),
+            at_once: disk.in_memory(),
+            vectors: (0..slots).map(|_| Vec::new()).collect(),
+            busy: 0,
+        }
+    }
+
+    /// The number of I/Os that have not completed.
+    pub fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Begins an I/O on `segments`, whose result is reported as [`Event::Io`] of `slot`. Of one
+    /// that is done already, the result is returned: bytes or a negative errno value.
+    ///
+    /// # Errors
+    ///
+    /// A segment is not in the pool. The I/O is not begun.
+    pub fn start(&mut self, slot: u16, io: Io, segments: &[Segment]) -> io::Result<Option<i32>> {
+        let vectors = self
+            .vectors
+            .get_mut(usize::from(slot))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        collect(&self.pool, segments, vectors)?;
+        if self.at_once {
+            // SAFETY: The vectors point into the pool, which `self` keeps mapped.
+            if let Some(result) = unsafe { do_at_once(self.fd, io, vectors) } {
+                return Ok(Some(result));
+            }
+        }
+        let count = u32::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let entry = match io {
+            Io::Read(offset) => opcode::Readv::new(self.fd, vectors.as_ptr(), count)
+                .offset(offset)
+                .build(),
+            Io::Write { offset, durable } => opcode::Writev::new(self.fd, vectors.as_ptr(), count)
+                .offset(offset)
+                .rw_flags(write_flags(durable))
+                .build(),
+            Io::Sync => opcode::Fsync::new(self.fd)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            Io::Allocate { mode, offset, len } => opcode::Fallocate::new(self.fd, len)
+                .offset(offset)
+                .mode(mode)
+                .build(),
+        };
+        // SAFETY: The vectors stay as they are until the slot is used again, which is after the
+        // completion; they point into the pool, which `self` keeps mapped until then.
+        unsafe { self.uring.push(&entry.user_data(slot.into()))? };
+        self.busy += 1;
+        Ok(None)
+    }
+
+    /// As [`Uring::acknowledge`].
+    pub fn acknowledge(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
+        self.uring.acknowledge(doorbell)
+    }
+
+    /// As [`Uring::wait`].
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.uring.wait()
+    }
+
+    /// As [`Uring::next_event`].
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        let event = self.uring.next_event()?;
+        if let Some(Event::Io(..)) = event {
+            self.busy = self.busy.saturating_sub(1);
+        }
+        Ok(event)
+    }
+}
+
+impl Drop for Aio {
+    fn drop(&mut self) {
+        while self.busy > 0 {
+            // A broken doorbell does not matter any more.
+            while !matches!(self.next_event(), Ok(None)) {}
+            if self.busy == 0 {
+                return;
+            }
+            if let Err(error) = self.wait() {
+                // The kernel may still use the memory: leave it mapped.
+                log::error!("io_uring: {error}");
+                std::mem::forget(self.pool.clone());
+                std::mem::forget(std::mem::take(&mut self.vectors));
+                return;
+            }
+        }
+    }
+}
+
+/// Puts the memory of `segments` into `vectors`.
+fn collect(pool: &Pool, segments: &[Segment], vectors: &mut Vec<libc::iovec>) -> io::Result<()> {
+    vectors.clear();
+    for segment in segments {
+        let slice = pool
+            .get_slice(segment.address, segment.len)
+            .map_err(io_error)?;
+        vectors.push(libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        });
+    }
+    Ok(())
+}
+
+fn write_flags(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
+}
+
+/// Reads or writes without io_uring. `None` for other I/O.
+///
+/// # Safety
+///
+/// The vectors must point to memory that may be read and written.
+unsafe fn do_at_once(fd: types::Fd, io: Io, vectors: &[libc::iovec]) -> Option<i32> {
+    let count = i32::try_from(vectors.len()).ok()?;
+    let vectors = vectors.as_ptr();
+    // CAST: Offsets are inside of a file, and what is done at once is at most 2 GiB (rw(2)).
+    // SAFETY: By the requirement above.
+    let result = unsafe {
+        match io {
+            Io::Read(offset) => libc::preadv(fd.0, vectors, count, offset as i64),
+            Io::Write { offset, durable } => {
+                libc::pwritev2(fd.0, vectors, count, offset as i64, write_flags(durable))
+            }
+            Io::Sync | Io::Allocate { .. } => return None,
+        }
+    };
+    Some(match result {
+        -1 => -io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+        bytes => bytes as i32,
+    })
+}
+
+fn io_error(error: GuestMemoryError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The thread that serves a queue of a block device.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryError};
+
+use super::aio::{Aio, Io};
+use super::disk::{Bounce, CHUNK, Disk};
+use super::request::{Buffers, Limits, Operation, Refused, Segment, parts, total};
+use crate::device::Ring;
+use crate::memory::Pool;
+use crate::stats::Stats;
+use crate::throttle::Throttle;
+use crate::uring::{Event, Uring};
+use crate::worker::Stop;
+
+/// Serves requests until told to stop, when all that have been begun are done.
+pub fn serve(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<()> {
+    let mut queue = Queue::new(ring, stop, disk)?;
+    let result = queue.run(stop);
+    // Requests of a broken ring, too: their memory is about to be unmapped.
+    result.and(queue.finish())
+}
+
+struct Queue {
+    ring: Ring,
+    disk: Arc<Disk>,
+    limits: Limits,
+    aio: Aio,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    bounce: Bounce,
+    throttle: Throttle,
+}
+
+/// A request that is being worked on.
+#[derive(Default)]
+struct Slot {
+    head: u16,
+    operation: Option<Operation>,
+    buffers: Buffers,
+}
+
+impl Slot {
+    /// Counts the request, which is answered with `status`.
+    fn count(&self, stats: &Stats, status: u8) {
+        if u32::from(status) != VIRTIO_BLK_S_OK {
+            stats.errors.add(1);
+            return;
+        }
+        stats.requests.add(1);
+        match self.operation {
+            Some(Operation::Read { .. }) => stats.to_guest.add(total(&self.buffers.data) as u64),
+            Some(Operation::Write { .. }) => stats.from_guest.add(total(&self.buffers.data) as u64),
+            _ => (),
+        }
+    }
+}
+
+impl Queue {
+    fn new(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
+        let size = ring.queue.size();
+        let uring = Uring::new(size, stop, ring.doorbell.as_fd()).context("io_uring")?;
+        let aio = Aio::new(uring, disk, ring.memory.clone(), size);
+        Ok(Self {
+            limits: Limits {
+                sectors: disk.sectors(),
+                block_size: disk.block_size(),
+                readonly: disk.readonly(),
+                discard: disk.can_discard(),
+                descriptors: usize::from(size),
+            },
+            disk: Arc::clone(disk),
+            aio,
+            slots: (0..size).map(|_| Slot::default()).collect(),
+            free: (0..size).collect(),
+            bounce: Bounce::new(),
+            throttle: Throttle::new(),
+            ring,
+        })
+    }
+
+    fn run(&mut self, stop: &Stop) -> Result<()> {
+        loop {
+            self.begin(stop)?;
+            self.ring.notify()?;
+            self.aio.wait().context("io_uring")?;
+            if stop.requested() {
+                return Ok(());
+            }
+            self.complete()?;
+        }
+    }
+
+    /// Waits for what has been begun.
+    fn finish(&mut self) -> Result<()> {
+        while self.aio.busy() > 0 {
+            self.aio.wait().context("io_uring")?;
+            while let Some(event) = self.aio.next_event().context("io_uring")? {
+                if let Event::Io(slot, result) = event {
+                    self.finish_io(slot, result)?;
+                }
+            }
+        }
+        self.ring.notify()
+    }
+
+    /// Begins the requests that are in the ring.
+    ///
+    /// A driver that goes on and on with requests that need no I/O does not keep the queue from
+    /// being stopped.
+    fn begin(&mut self, stop: &Stop) -> Result<()> {
+        loop {
+            self.ring.queue.disable_notification(&self.ring.memory)?;
+            while let Some(slot) = self.free.pop() {
+                if stop.requested() || !self.begin_next(slot)? {
+                    self.free.push(slot);
+                    break;
+                }
+            }
+            // Without a free slot, the next completion brings us back here.
+            if stop.requested()
+                || self.free.is_empty()
+                || !self.ring.queue.enable_notification(&self.ring.memory)?
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins the next request, if there is one, in a free slot.
+    fn begin_next(&mut self, index: u16) -> Result<bool> {
+        let Some(chain) = self.ring.queue.iter(&self.ring.memory)?.next() else {
+            return Ok(false);
+        };
+        let slot = self
+            .slots
+            .get_mut(usize::from(index))
+            .context("no such slot")?;
+        slot.head = chain.head_index();
+        slot.buffers.collect(chain, &self.limits)?;
+        match slot.buffers.parse(&self.ring.memory, &self.limits) {
+            Ok(operation) => {
+                slot.operation = Some(operation);
+                self.start(index, operation)?;
+            }
+            Err(Refused(status)) => self.answer(index, status, 0)?,
+        }
+        Ok(true)
+    }
+
+    fn start(&mut self, index: u16, operation: Operation) -> Result<()> {
+        let slot = self.slots.get(usize::from(index)).context("no such slot")?;
+        let io = match operation {
+            Operation::Read { offset } if self.suits(&slot.buffers.data) => Io::Read(offset),
+            Operation::Write { offset } if self.suits(&slot.buffers.data) => Io::Write {
+                offset,
+                durable: !self.disk.writeback(),
+            },
+            Operation::Flush => Io::Sync,
+            Operation::Discard { offset, len } => Io::Allocate {
+                mode: PUNCH,
+                offset,
+                len,
+            },
+            Operation::WriteZeroes { offset, len, unmap } => Io::Allocate {
+                mode: if unmap { PUNCH } else { ZERO },
+                offset,
+                len,
+            },
+            _ => return self.do_at_once(index),
+        };
+        let segments: &[Segment] = match io {
+            Io::Read(_) | Io::Write { .. } => &slot.buffers.data,
+            Io::Sync | Io::Allocate { .. } => &[],
+        };
+        match self.aio.start(index, io, segments).context("io_uring")? {
+            Some(result) => self.finish_io(index, result),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the file can use these buffers as they are.
+    fn suits(&self, segments: &[Segment]) -> bool {
+        segments.iter().all(|segment| {
+            self.ring
+                .memory
+                .get_slice(segment.address, segment.len)
+                .is_ok_and(|slice| {
+                    self.disk
+                        .suits(slice.ptr_guard().as_ptr().addr(), segment.len)
+                })
+        })
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        while let Some(event) = self.aio.next_event().context("event channel")? {
+            match event {
+                Event::Io(slot, result) => self.finish_io(slot, result)?,
+                Event::Doorbell => {
+                    self.ring.stats.kicks.add(1);
+                    self.aio.acknowledge(self.ring.doorbell.as_fd())?;
+                }
+                Event::Stop => (),
+            }
+        }
+        self.ring.notify()
+    }
+
+    /// An I/O has completed with `result` bytes or a negative errno value.
+    fn finish_io(&mut self, index: u16, result: i32) -> Result<()> {
+        let slot = self.slots.get(usize::from(index)).context("no such slot")?;
+        let expected = match slot.operation {
+            Some(Operation::Read { .. } | Operation::Write { .. }) => total(&slot.buffers.data),
+            _ => 0,
+        };
+        if usize::try_from(result) == Ok(expected) {
+            let read = matches!(slot.operation, Some(Operation::Read { .. }));
+            return self.answer(
+                index,
+                VIRTIO_BLK_S_OK as u8,
+                if read { expected } else { 0 },
+            );
+        }
+        let retry = match slot.operation {
+            // In part only, or not with this memory: once more, step by step.
+            Some(Operation::Read { .. } | Operation::Write { .. }) => true,
+            Some(Operation::WriteZeroes { .. }) => result == -libc::EOPNOTSUPP,
+            // A hint only.
+            Some(Operation::Discard { .. }) if result == -libc::EOPNOTSUPP => {
+                return self.answer(index, VIRTIO_BLK_S_OK as u8, 0);
+            }
+            _ => false,
+        };
+        if retry {
+            return self.do_at_once(index);
+        }
+        let error = io::Error::from_raw_os_error(result.saturating_neg());
+        self.report(index, &error);
+        self.answer(index, VIRTIO_BLK_S_IOERR as u8, 0)
+    }
+
+    /// Does what needs a copy of the data, and waits for it.
+    fn do_at_once(&mut self, index: u16) -> Result<()> {
+        match self.try_at_once(index) {
+            Ok(written) => self.answer(index, VIRTIO_BLK_S_OK as u8, written),
+            Err(error) => {
+                self.report(index, &error);
+                self.answer(index, VIRTIO_BLK_S_IOERR as u8, 0)
+            }
+        }
+    }
+
+    /// Bytes written to the guest's memory.
+    fn try_at_once(&mut self, index: u16) -> io::Result<usize> {
+        let slot = self
+            .slots
+            .get(usize::from(index))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let segments = &slot.buffers.data;
+        let memory = &self.ring.memory;
+        match slot.operation {
+            Some(Operation::Read { offset }) => {
+                self.ring.stats.copied.add(1);
+                let len = total(segments);
+                for done in (0..len).step_by(CHUNK) {
+                    let chunk = self.bounce.part(len - done);
+                    self.disk
+                        .file()
+                        .read_exact_at(chunk, offset + done as u64)?;
+                    scatter(memory, segments, done, chunk).map_err(io::Error::other)?;
+                }
+                Ok(len)
+            }
+            Some(Operation::Write { offset }) => {
+                self.ring.stats.copied.add(1);
+                let len = total(segments);
+                for done in (0..len).step_by(CHUNK) {
+                    let chunk = self.bounce.part(len - done);
+                    gather(memory, segments, done, chunk).map_err(io::Error::other)?;
+                    self.disk.file().write_all_at(chunk, offset + done as u64)?;
+                }
+                self.disk.settle()?;
+                Ok(0)
+            }
+            Some(Operation::WriteZeroes { offset, len, .. }) => {
+                self.disk.write_zeroes(&mut self.bounce, offset, len)?;
+                Ok(0)
+            }
+            Some(Operation::GetId) => {
+                let serial = self.disk.serial();
+                let len = total(segments).min(serial.len());
+                let serial = serial.get(..len).unwrap_or_default();
+                scatter(memory, segments, 0, serial).map_err(io::Error::other)?;
+                Ok(len)
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Gives a request back to the driver. `written` bytes of its data have been written.
+    fn answer(&mut self, index: u16, status: u8, written: usize) -> Result<()> {
+        let slot = self
+            .slots
+            .get_mut(usize::from(index))
+            .context("no such slot")?;
+        slot.count(&self.ring.stats, status);
+        self.ring.memory.write_obj(status, slot.buffers.status)?;
+        // The status is written, too.
+        let used = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
+        self.ring
+            .queue
+            .add_used(&self.ring.memory, slot.head, used)?;
+        slot.operation = None;
+        self.free.push(index);
+        Ok(())
+    }
+
+    fn report(&mut self, index: u16, error: &io::Error) {
+        let operation = self
+            .slots
+            .get(usize::from(index))
+            .and_then(|slot| slot.operation);
+        self.throttle.error(format_args!(
+            "{}: {}: {operation:?}: {error}",
+            self.ring.name,
+            self.disk.path().display()
+        ));
+    }
+}
+
+/// Zeroes that take no space.
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// Zeroes that keep their space.
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// Fills `buffer` from what `segments` hold from byte `skip` on.
+fn gather(
+    memory: &Pool,
+    segments: &[Segment],
+    skip: usize,
+    buffer: &mut [u8],
+) -> Result<(), GuestMemoryError> {
+    let mut at = 0;
+    for segment in parts(segments, skip, buffer.len()) {
+        let part = buffer.get_mut(at..at + segment.len).unwrap_or_default();
+        memory.read_slice(part, segment.address)?;
+        at += segment.len;
+    }
+    Ok(())
+}
+
+/// Writes `buffer` to what `segments` hold from byte `skip` on.
+fn scatter(
+    memory: &Pool,
+    segments: &[Segment],
+    skip: usize,
+    buffer: &[u8],
+) -> Result<(), GuestMemoryError> {
+    let mut at = 0;
+    for segment in parts(segments, skip, buffer.len()) {
+        let part = buffer.get(at..at + segment.len).unwrap_or_default();
+        memory.write_slice(part, segment.address)?;
+        at += segment.len;
+    }
+    Ok(())
+}

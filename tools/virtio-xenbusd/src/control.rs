@@ -1,0 +1,550 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the frontend asks for through the control page.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use virtio_bindings::bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_queue::{Queue, QueueT};
+use virtioif::bindings::{
+    VIRTIO_XENBUS_OP_CONFIG_WRITE, VIRTIO_XENBUS_OP_FEATURES, VIRTIO_XENBUS_OP_QUEUE_ENABLE,
+    VIRTIO_XENBUS_OP_QUEUE_RESET, VIRTIO_XENBUS_OP_RESET, VIRTIO_XENBUS_OP_STATUS,
+    VIRTIO_XENBUS_WRITE_SIZE,
+};
+use virtioif::{ControlPage, Identity, Request};
+use vm_memory::{Bytes, GuestAddress, VolatileMemory};
+
+use crate::device::{Device, Doorbell, Ring, feature, page_error};
+use crate::memory::Pool;
+use crate::stats::Stats;
+use crate::status;
+use crate::throttle::Throttle;
+use crate::worker::{Alarm, Worker};
+
+/// Offered for every device. Packed rings are not: virtio-queue has split ones only.
+pub const TRANSPORT_FEATURES: u128 = feature(VIRTIO_F_VERSION_1)
+    | feature(VIRTIO_F_ACCESS_PLATFORM)
+    | feature(VIRTIO_RING_F_INDIRECT_DESC)
+    | feature(VIRTIO_RING_F_EVENT_IDX);
+
+/// Features that the driver must accept.
+const REQUIRED_FEATURES: u128 = feature(VIRTIO_F_VERSION_1);
+
+/// Binds queues' event channels.
+pub trait Binder: Send {
+    /// Binds to the frontend's `port`.
+    fn bind(&self, port: u32) -> io::Result<Box<dyn Doorbell>>;
+}
+
+/// A connected device: carries out requests and keeps the queues running.
+pub struct Controller<M> {
+    name: String,
+    page: ControlPage<M>,
+    pool: Pool,
+    binder: Box<dyn Binder>,
+    device: Box<dyn Device>,
+    offered: u128,
+    /// Largest size of each queue.
+    sizes: Vec<u16>,
+    /// Rung when a queue's worker ends.
+    alarm: Alarm,
+
+    /// As the driver has set it.
+    status: u32,
+    /// As the driver has accepted them.
+    features: Option<u128>,
+    queues: Vec<QueueState>,
+    /// Of each queue.
+    stats: Vec<Arc<Stats>>,
+    /// Why the driver has to reset the device, if it has to.
+    failure: Option<String>,
+    throttle: Throttle,
+}
+
+/// A queue, with what the frontend has enabled it with.
+enum QueueState {
+    Off,
+    /// Waits for `DRIVER_OK`.
+    Enabled(virtioif::Queue, Ring),
+    Running(virtioif::Queue, Worker),
+    /// Cannot run until it is reset.
+    Failed,
+}
+
+impl<M: VolatileMemory> Controller<M> {
+    /// Writes the device's identity and configuration to the page, and takes over what the
+    /// frontend has set up already for an earlier backend.
+    pub fn new(
+        name: &str,
+        page: ControlPage<M>,
+        pool: Pool,
+        binder: Box<dyn Binder>,
+        device: Box<dyn Device>,
+    ) -> Result<Self> {
+        let sizes = device.queue_sizes();
+        let offered = device.features() | TRANSPORT_FEATURES;
+        let config = device.config().bytes();
+        page.set_identity(&Identity {
+            device_id: device.id(),
+            features: offered,
+            queue_sizes: sizes.clone(),
+            config_length: u16::try_from(config.len())?,
+        })?;
+        page.set_config(&config)?;
+
+        let mut controller = Self {
+            name: name.into(),
+            page,
+            pool,
+            binder,
+            device,
+            offered,
+            queues: sizes.iter().map(|_| QueueState::Off).collect(),
+            stats: sizes.iter().map(|_| Arc::default()).collect(),
+            sizes,
+            alarm: Alarm::new()?,
+            status: 0,
+            features: None,
+            failure: None,
+            throttle: Throttle::new(),
+        };
+        if let Err(error) = controller.take_over() {
+            controller.fail(&error.context("cannot go on where an earlier backend ended"));
+        }
+        Ok(controller)
+    }
+
+    /// Rung when [`Controller::check_queues`] has something to see.
+    pub fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// Features that the driver has accepted.
+    pub fn features(&self) -> u128 {
+        self.features.unwrap_or_default()
+    }
+
+    /// Why the driver has to reset the device, if it has to.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// The queues that are there.
+    pub fn queues(&self) -> Vec<(control_socket::Queue, Arc<Stats>)> {
+        let states = self.queues.iter().zip(&self.sizes).zip(&self.stats);
+        (0..)
+            .zip(states)
+            .filter(|&(_, ((_, &size), _))| size > 0)
+            .map(|(index, ((state, &size), stats))| {
+                let mut queue = status::queue(self.device(), index, size);
+                if let QueueState::Enabled(setup, _) | QueueState::Running(setup, _) = state {
+                    queue.size = setup.size;
+                }
+                queue.running = matches!(state, QueueState::Running(..));
+                (queue, Arc::clone(stats))
+            })
+            .collect()
+    }
+
+    /// Carries out the pending request, if there is one; whether the frontend is to be notified.
+    pub fn serve(&mut self) -> Result<bool> {
+        let Some(request) = self.page.request()? else {
+            return Ok(false);
+        };
+        let result = match self.carry_out(&request) {
+            Ok(()) => 0,
+            Err(errno) => {
+                self.throttle.warn(format_args!(
+                    "{}: {}: {errno}",
+                    self.name,
+                    describe(&request)
+                ));
+                -(errno as i32)
+            }
+        };
+        self.page.answer(request.seq, result)?;
+        Ok(true)
+    }
+
+    /// Looks for queues that have ended by themselves; whether the frontend is to be notified.
+    pub fn check_queues(&mut self) -> Result<bool> {
+        self.alarm.clear();
+        let mut failed = None;
+        for (index, state) in self.queues.iter_mut().enumerate() {
+            if !matches!(state, QueueState::Running(_, worker) if worker.ended()) {
+                continue;
+            }
+            let error = stop(state)
+                .err()
+                .unwrap_or_else(|| anyhow!("ended by itself"));
+            *state = QueueState::Failed;
+            failed = Some(error.context(format!("queue {index}")));
+        }
+        match failed {
+            None => Ok(false),
+            Some(error) => {
+                self.fail(&error);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Copies a changed configuration space to the page; whether the frontend is to be notified.
+    pub fn update_config(&mut self) -> Result<bool> {
+        let Some(bytes) = self.device.config().take_change() else {
+            return Ok(false);
+        };
+        self.page.set_config(&bytes)?;
+        self.page.raise_config_interrupt()?;
+        Ok(true)
+    }
+
+    /// Stops all queues. Nothing touches the pool after.
+    pub fn stop(&mut self) {
+        for state in &self.queues {
+            if let QueueState::Running(_, worker) = state {
+                worker.request_stop();
+            }
+        }
+        for (index, state) in self.queues.iter_mut().enumerate() {
+            if let Err(error) = stop(state) {
+                self.throttle
+                    .warn(format_args!("{}: queue {index}: {error:#}", self.name));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, request: &Request) -> Result<(), Errno> {
+        match request.op {
+            VIRTIO_XENBUS_OP_RESET => self.reset(),
+            VIRTIO_XENBUS_OP_STATUS => self.set_status(),
+            VIRTIO_XENBUS_OP_FEATURES => self.set_features(),
+            VIRTIO_XENBUS_OP_QUEUE_ENABLE => self.enable_queue(request.queue),
+            VIRTIO_XENBUS_OP_QUEUE_RESET => self.reset_queue(request.queue),
+            VIRTIO_XENBUS_OP_CONFIG_WRITE => self.write_config(request),
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.stop();
+        self.device.reset();
+        self.status = 0;
+        self.features = None;
+        self.failure = None;
+        self.page.set_device_status(0).map_err(page_error)
+    }
+
+    fn set_status(&mut self) -> Result<(), Errno> {
+        let status = self.page.driver_status().map_err(page_error)?;
+        if status == 0 || status > 0xff || status & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
+            return Err(Errno::EINVAL);
+        }
+        // Only a reset clears bits.
+        if self.status & !status != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && self.features.is_none() {
+            // Accepted by an earlier backend, or not at all.
+            self.set_features()?;
+        }
+        if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && status & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let was_ok = self.driver_ok();
+        self.status = status;
+        if self.driver_ok() && !was_ok {
+            for index in 0..self.queues.len() {
+                if let Err(error) = self.run_queue(index) {
+                    self.fail(&error);
+                    return Err(Errno::EIO);
+                }
+            }
+            let features = self.features();
+            let running = |state: &&QueueState| matches!(state, QueueState::Running(..));
+            let queues = self.queues.iter().filter(running).count();
+            self.throttle.info(format_args!(
+                "{}: in use by the driver: {queues} queues, features {features:#x}",
+                self.name
+            ));
+        }
+        self.publish_status()
+    }
+
+    fn set_features(&mut self) -> Result<(), Errno> {
+        let features = self.page.driver_features().map_err(page_error)?;
+        self.accept_features(features)
+    }
+
+    fn accept_features(&mut self, features: u128) -> Result<(), Errno> {
+        if self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0
+            || features & !self.offered != 0
+            || features & REQUIRED_FEATURES != REQUIRED_FEATURES
+        {
+            return Err(Errno::EINVAL);
+        }
+        self.device.set_features(features)?;
+        self.features = Some(features);
+        Ok(())
+    }
+
+    fn enable_queue(&mut self, index: u32) -> Result<(), Errno> {
+        let index = self.queue_index(index)?;
+        let setup = self.page.queue(index).map_err(page_error)?;
+        match self.queues.get(usize::from(index)) {
+            Some(QueueState::Off) => (),
+            // A request that an earlier backend has not answered is carried out again.
+            Some(QueueState::Enabled(old, _) | QueueState::Running(old, _)) if *old == setup => {
+                return Ok(());
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        let ring = self.make_ring(index, &setup)?;
+        let index = usize::from(index);
+        self.set_queue(index, QueueState::Enabled(setup, ring));
+        if self.driver_ok() {
+            self.run_queue(index).map_err(|error| {
+                self.fail(&error);
+                Errno::EIO
+            })?;
+        }
+        Ok(())
+    }
+
+    fn reset_queue(&mut self, index: u32) -> Result<(), Errno> {
+        let index = usize::from(self.queue_index(index)?);
+        if let Some(state) = self.queues.get_mut(index) {
+            if let Err(error) = stop(state) {
+                self.throttle
+                    .warn(format_args!("{}: queue {index}: {error:#}", self.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_config(&mut self, request: &Request) -> Result<(), Errno> {
+        if request.length > VIRTIO_XENBUS_WRITE_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        let (offset, length) = (request.offset as usize, request.length as usize);
+        let end = offset.checked_add(length).ok_or(Errno::EINVAL)?;
+        if end > self.device.config().bytes().len() {
+            return Err(Errno::EINVAL);
+        }
+        let data = request.data.get(..length).ok_or(Errno::EINVAL)?;
+        self.device.write_config(offset, data)
+    }
+
+    /// Does what the requests did that an earlier backend has answered.
+    fn take_over(&mut self) -> Result<()> {
+        let driver = self.page.driver()?;
+        if driver.status == 0 {
+            return Ok(self.page.set_device_status(0)?);
+        }
+        if driver.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            self.accept_features(driver.features)
+                .map_err(|_| anyhow!("the device no longer has features that the driver uses"))?;
+            for index in 0..u16::try_from(self.queues.len())? {
+                self.take_over_queue(index)
+                    .with_context(|| format!("queue {index}"))?;
+            }
+        }
+        self.set_status().context("status")?;
+        // The configuration may be another one than before.
+        Ok(self.page.raise_config_interrupt()?)
+    }
+
+    fn take_over_queue(&mut self, index: u16) -> Result<()> {
+        let setup = self.page.queue(index)?;
+        if !setup.enabled {
+            return Ok(());
+        }
+        let mut ring = self.make_ring(index, &setup)?;
+        let used = ring_index(ring.queue.used_ring(), &self.pool)?;
+        let available = ring_index(ring.queue.avail_ring(), &self.pool)?;
+        if used != available && !self.device.in_order(index) {
+            let lost = available.wrapping_sub(used);
+            bail!("{lost} requests were under way, and the ring does not say which");
+        }
+        ring.queue.set_next_avail(used);
+        ring.queue.set_next_used(used);
+        // What was used but not announced is seen now.
+        ring.doorbell.notify()?;
+        self.set_queue(usize::from(index), QueueState::Enabled(setup, ring));
+        Ok(())
+    }
+
+    /// Checks a queue's setup and binds its event channel.
+    fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
+        let features = self.features.ok_or(Errno::EINVAL)?;
+        let size_max = self
+            .sizes
+            .get(usize::from(index))
+            .copied()
+            .filter(|&n| n > 0)
+            .ok_or(Errno::ENOENT)?;
+        if !setup.enabled {
+            return Err(Errno::EINVAL);
+        }
+        let stats = self.stats.get(usize::from(index)).ok_or(Errno::ENOENT)?;
+        let invalid = |_| Errno::EINVAL;
+        let mut queue = Queue::new(size_max).map_err(invalid)?;
+        queue.try_set_size(setup.size).map_err(invalid)?;
+        queue
+            .try_set_desc_table_address(GuestAddress(setup.desc))
+            .map_err(invalid)?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(setup.driver))
+            .map_err(invalid)?;
+        queue
+            .try_set_used_ring_address(GuestAddress(setup.device))
+            .map_err(invalid)?;
+        queue.set_event_idx(features & feature(VIRTIO_RING_F_EVENT_IDX) != 0);
+        queue.set_ready(true);
+        if !queue.is_valid(&self.pool) {
+            return Err(Errno::ENXIO);
+        }
+        let doorbell = self.binder.bind(setup.event_channel).map_err(|error| {
+            log::debug!(
+                "{}: queue {index}: port {}: {error}",
+                self.name,
+                setup.event_channel
+            );
+            Errno::EINVAL
+        })?;
+        Ok(Ring {
+            index,
+            name: format!("{} queue {index}", self.name),
+            queue,
+            memory: self.pool.clone(),
+            doorbell,
+            stats: Arc::clone(stats),
+            alarm: self.alarm.clone(),
+        })
+    }
+
+    /// Starts a queue that waits for it.
+    fn run_queue(&mut self, index: usize) -> Result<()> {
+        let Some(slot) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        match std::mem::replace(slot, QueueState::Failed) {
+            QueueState::Enabled(setup, ring) => {
+                let worker = self
+                    .device
+                    .start_queue(ring)
+                    .with_context(|| format!("cannot start queue {index}"))?;
+                *slot = QueueState::Running(setup, worker);
+            }
+            other => *slot = other,
+        }
+        Ok(())
+    }
+
+    fn set_queue(&mut self, index: usize, state: QueueState) {
+        if let Some(slot) = self.queues.get_mut(index) {
+            *slot = state;
+        }
+    }
+
+    fn queue_index(&self, index: u32) -> Result<u16, Errno> {
+        u16::try_from(index)
+            .ok()
+            .filter(|&index| {
+                self.sizes
+                    .get(usize::from(index))
+                    .is_some_and(|&size| size > 0)
+            })
+            .ok_or(Errno::ENOENT)
+    }
+
+    fn driver_ok(&self) -> bool {
+        self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0
+    }
+
+    /// Tells the driver that the device has to be reset. The caller notifies the frontend.
+    fn fail(&mut self, error: &anyhow::Error) {
+        // One fault may show in several queues.
+        if self.failure.is_some() {
+            return;
+        }
+        let text = format!("{error:#}; the device does not work until its driver resets it");
+        self.throttle.error(format_args!("{}: {text}", self.name));
+        self.failure = Some(text);
+        let result = self
+            .publish_status()
+            .and_then(|()| self.page.raise_config_interrupt().map_err(page_error));
+        if let Err(errno) = result {
+            log::error!("{}: {errno}", self.name);
+        }
+    }
+
+    fn publish_status(&self) -> Result<(), Errno> {
+        let needs_reset = match self.failure {
+            Some(_) => VIRTIO_CONFIG_S_NEEDS_RESET,
+            None => 0,
+        };
+        self.page
+            .set_device_status(self.status | needs_reset)
+            .map_err(page_error)
+    }
+}
+
+impl<M> Drop for Controller<M> {
+    fn drop(&mut self) {
+        // Workers, which stop when dropped, before the page and the device.
+        self.queues.clear();
+    }
+}
+
+/// Stops a queue and switches it off.
+fn stop(state: &mut QueueState) -> Result<()> {
+    match std::mem::replace(state, QueueState::Off) {
+        QueueState::Running(_, worker) => worker.stop(),
+        _ => Ok(()),
+    }
+}
+
+/// The index in a ring at `address`, available or used: both have it at the same place.
+fn ring_index(address: u64, pool: &Pool) -> Result<u16> {
+    const INDEX: u64 = 2;
+    let address = GuestAddress(address.checked_add(INDEX).context("no such address")?);
+    Ok(u16::from_le(pool.load(address, Ordering::Acquire)?))
+}
+
+/// What was asked for, for the log.
+fn describe(request: &Request) -> String {
+    let Request {
+        op,
+        queue,
+        offset,
+        length,
+        ..
+    } = request;
+    match *op {
+        VIRTIO_XENBUS_OP_RESET => "RESET".into(),
+        VIRTIO_XENBUS_OP_STATUS => "STATUS".into(),
+        VIRTIO_XENBUS_OP_FEATURES => "FEATURES".into(),
+        VIRTIO_XENBUS_OP_QUEUE_ENABLE => format!("QUEUE_ENABLE of queue {queue}"),
+        VIRTIO_XENBUS_OP_QUEUE_RESET => format!("QUEUE_RESET of queue {queue}"),
+        VIRTIO_XENBUS_OP_CONFIG_WRITE => format!("CONFIG_WRITE of {length} bytes at {offset}"),
+        _ => format!("unknown request {op}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the queues of a card share.
+
+use std::fs;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tap::{Links, Name};
+
+use super::mac::Mac;
+use super::settings::{Mtu, Settings};
+use super::{HEADER, features};
+use crate::config::Tuning;
+use crate::config_space::ConfigSpace;
+
+/// What a bridge port has that must not be the one whose address the bridge takes.
+const PORT_ADDRESS: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
+
+/// The tap and the state of a card.
+#[derive(Debug)]
+pub struct Card {
+    /// Guest, type and number of the device, for the log.
+    pub name: String,
+    /// One for each pair.
+    pub taps: Vec<tap::Queue>,
+    /// The card's `virtio_net_config`.
+    pub config: ConfigSpace,
+    /// The MTU that the card was made with.
+    pub mtu: Mtu,
+    /// The pairs that are in use; their tap queues are attached.
+    pairs: Mutex<u16>,
+}
+
+impl Card {
+    /// Makes the tap and puts it into its bridge.
+    ///
+    /// # Errors
+    ///
+    /// The text names what of the settings or of the system is wrong.
+    pub fn new(settings: &Settings, tuning: &Tuning) -> Result<Self> {
+        let bridge = &settings.bridge;
+        let name = tap_name(tuning)?;
+        let links = Links::new()?;
+        let bridge_mtu = links.mtu(bridge).with_context(|| {
+            format!("bridge {bridge:?} is not there: create it, or name another as `bridge`")
+        })?;
+        let mtu = settings.mtu.unwrap_or_else(|| Mtu::nearest(bridge_mtu));
+        if u32::from(mtu.get()) > bridge_mtu {
+            log::warn!(
+                "{}: mtu = {}, but bridge {bridge} has {bridge_mtu}: longer packets may be lost",
+                tuning.name,
+                mtu.get()
+            );
+        }
+
+        let taps = tap::create(&name, tuning.queues, HEADER as u16)
+            .with_context(|| format!("cannot create tap {name}"))?;
+        let result = plug(&links, &name, bridge, mtu);
+        result.with_context(|| format!("cannot plug tap {name} into bridge {bridge:?}"))?;
+
+        let mac = settings
+            .mac
+            .unwrap_or_else(|| Mac::generate(&tuning.name, tuning.device));
+        let up = super::link::is_up(&links, &name, bridge);
+        let card = Self {
+            name: tuning.name.clone(),
+            config: ConfigSpace::new(&config(mac, up, tuning.queues, mtu))?,
+            mtu,
+            pairs: Mutex::new(tuning.queues),
+            taps,
+        };
+        card.stop()?;
+        Ok(card)
+    }
+
+    fn first(&self) -> Result<&tap::Queue> {
+        self.taps.first().context("a card without queues")
+    }
+
+    /// Whether the tap can leave the segmentation of UDP to the guest.
+    pub fn has_uso(&self) -> bool {
+        let uso = features::tap_offloads(
+            features::GUEST_CSUM | features::GUEST_USO4 | features::GUEST_USO6,
+        );
+        let has = self.set_offloads_raw(uso).is_ok();
+        // The guest asks for what it wants when it starts.
+        has && self.set_offloads_raw(0).is_ok()
+    }
+
+    fn set_offloads_raw(&self, offloads: u32) -> Result<()> {
+        self.first()?
+            .set_offloads(offloads)
+            .context("setting the tap's offloads")
+    }
+
+    /// Uses `offloads`, a set of `GUEST_*` features.
+    pub fn set_offloads(&self, offloads: u64) -> Result<()> {
+        self.set_offloads_raw(features::tap_offloads(offloads))
+    }
+
+    /// Lets packets in, for the first pair.
+    pub fn start(&self) -> Result<()> {
+        self.set_pairs(1)?;
+        self.first()?
+            .set_carrier(true)
+            .context("setting the tap's carrier")
+    }
+
+    /// Lets no packet in any more, and drops those that wait.
+    pub fn stop(&self) -> Result<()> {
+        self.first()?
+            .set_carrier(false)
+            .context("setting the tap's carrier")?;
+        self.set_pairs(0)
+    }
+
+    /// Uses the first `pairs` pairs.
+    pub fn set_pairs(&self, pairs: u16) -> Result<()> {
+        let mut now = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+
+        while *now < pairs {
+            self.tap(*now)?
+                .attach()
+                .context("attaching a queue of the tap")?;
+            *now += 1;
+        }
+        // From the last one on, so that the others keep their numbers.
+        while *now > pairs {
+            self.tap(*now - 1)?
+                .detach()
+                .context("detaching a queue of the tap")?;
+            *now -= 1;
+        }
+        Ok(())
+    }
+
+    /// The tap's queue for pair `pair`.
+    pub fn tap(&self, pair: u16) -> Result<&tap::Queue> {
+        self.taps
+            .get(usize::from(pair))
+            .ok_or_else(|| anyhow!("there is no pair {pair}"))
+    }
+
+    /// The tap's name.
+    pub fn tap_name(&self) -> Result<&Name> {
+        self.first().map(tap::Queue::name)
+    }
+}
+
+/// The name of the tap: unique on this machine.
+fn tap_name(tuning: &Tuning) -> Result<Name> {
+    Ok(Name::new(&format!(
+        "vx{}.{}",
+        tuning.domain, tuning.device
+    ))?)
+}
+
+fn plug(links: &Links, tap: &Name, bridge: &Name, mtu: Mtu) -> Result<()> {
+    links
+        .set_mtu(tap, mtu.get())
+        .with_context(|| format!("mtu = {}", mtu.get()))?;
+    links
+        .set_address(tap, PORT_ADDRESS)
+        .context("setting its address")?;
+    // The port is no host. Where there is no IPv6, there is no such file.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{tap}/addr_gen_mode"), "1");
+    match links.add_port(bridge, links.index(tap)?) {
+        Ok(()) => (),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            bail!("{bridge:?} is not a bridge: name one as `bridge`")
+        }
+        Err(error) => return Err(error.into()),
+    }
+    links.set_up(tap).context("setting it up")
+}
+
+/// The content of `struct virtio_net_config` up to its `mtu`.
+fn config(mac: Mac, up: bool, pairs: u16, mtu: Mtu) -> Vec<u8> {
+    let status = super::link::LINK_UP * u16::from(up);
+    let rest = [status, pairs, mtu.get()].map(u16::to_le_bytes);
+    [mac.bytes().as_slice(), rest.as_flattened()].concat()
+}

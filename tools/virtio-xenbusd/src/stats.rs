@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Counters of one queue.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// One number that grows; written by the queue's worker, read by anyone.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. There is one writer, so it needs no atomic read-modify-write.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.get().wrapping_add(n), Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What a queue has done since the frontend connected.
+///
+/// Requests are those of a disk, packets of a card's receive and transmit queues, and commands of
+/// its control queue. The meaning is the guest's: it has got or given these bytes.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Requests done, packets passed on; a segment of many wire packets counts once.
+    pub requests: Counter,
+    /// Bytes read from the disk, or received, without the virtio header.
+    pub to_guest: Counter,
+    /// Bytes written to the disk, or sent, without the virtio header.
+    pub from_guest: Counter,
+    /// Requests answered with an error.
+    pub errors: Counter,
+    /// Packets not passed on: malformed, too long for the guest's buffers, or refused by the tap.
+    pub drops: Counter,
+    /// Requests and packets with data that was copied once more: not aligned as the disk needs
+    /// it, or for want of buffers.
+    pub copied: Counter,
+    /// Events from the guest.
+    pub kicks: Counter,
+    /// Events sent to the guest.
+    pub interrupts: Counter,
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The io_uring of a queue's thread: it waits for the doorbell, for the order to stop and for
+//! I/O with one system call.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use crate::worker::Stop;
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The I/O with this number has completed: bytes or a negative errno value.
+    Io(u16, i32),
+    /// The driver has rung. It does not ring again before [`Uring::acknowledge`].
+    Doorbell,
+    /// Stopping was requested.
+    Stop,
+}
+
+/// What submissions other than I/Os carry, beyond all numbers of these.
+const READ: u64 = 1 << 16;
+const WRITE: u64 = 2 << 16;
+const STOP: u64 = 3 << 16;
+const CANCEL: u64 = 4 << 16;
+
+/// Flags of `io_uring_enter(2)`: wait; and do not count that as waiting for a device, as most of
+/// it is waiting for the guest.
+const GETEVENTS: u32 = 1;
+const NO_IOWAIT: u32 = 1 << 7;
+
+/// An io_uring, used by the thread that has made it.
+///
+/// # Invariants
+///
+/// While `listening`, the kernel may write to `event`, which is on the heap.
+pub struct Uring {
+    ring: IoUring,
+    event: Box<[u8; xen::EVENT_SIZE]>,
+    listening: bool,
+    no_iowait: u32,
+}
+
+/// Whether the kernel lets us use io_uring.
+pub fn check() -> io::Result<()> {
+    new_ring(1).map(drop)
+}
+
+fn new_ring(entries: u32) -> io::Result<IoUring> {
+    // The thread that submits is the one that waits: completions need no interrupt.
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(entries)
+}
+
+impl Uring {
+    /// One with room for `entries` I/Os at a time. It waits for `stop` and `doorbell`.
+    pub fn new(entries: u16, stop: &Stop, doorbell: BorrowedFd<'_>) -> io::Result<Self> {
+        /// Entries for the doorbell and `stop`.
+        const OWN: u32 = 4;
+        let mut uring = Self {
+            ring: new_ring(u32::from(entries) + OWN)?,
+            event: Box::default(),
+            listening: false,
+            no_iowait: NO_IOWAIT,
+        };
+        let entry = poll(stop.as_fd()).user_data(STOP);
+        // SAFETY: A poll uses no memory of ours.
+        unsafe { uring.push(&entry)? };
+        uring.listen(doorbell)?;
+        Ok(uring)
+    }
+
+    /// Has the next ring of the doorbell reported.
+    fn listen(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
+        // The event device has no way to wait in a read of io_uring's but a thread for it.
+        // One completion for both: the read's or, if that fails, the poll's.
+        let poll = poll(doorbell)
+            .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
+            .user_data(READ);
+        let (event, len) = (self.event.as_mut_ptr(), xen::EVENT_SIZE as u32);
+        let read = opcode::Read::new(fd(doorbell), event, len)
+            .build()
+            .user_data(READ);
+        self.make_room(2)?;
+        // SAFETY: `event` is on the heap, where it stays until the read has completed.
+        unsafe { self.ring.submission().push_multiple(&[poll, read]) }
+            .map_err(|_| io::ErrorKind::WouldBlock)?;
+        // INVARIANT: From now on the kernel may write.
+        self.listening = true;
+        Ok(())
+    }
+
+    /// Lets the driver ring again, after [`Event::Doorbell`].
+    ///
+    /// Takes effect with the next [`Uring::wait`]; a ring until then is not lost.
+    pub fn acknowledge(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
+        let (event, len) = (self.event.as_ptr(), xen::EVENT_SIZE as u32);
+        let entry = opcode::Write::new(fd(doorbell), event, len)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(WRITE);
+        // SAFETY: `event` is on the heap; the kernel has copied it when the read that follows
+        // has completed, as that needs an event and so this write.
+        unsafe { self.push(&entry)? };
+        self.listen(doorbell)
+    }
+
+    /// Begins an I/O. Its user data is its number, of 16 bits.
+    ///
+    /// # Safety
+    ///
+    /// What `entry` points to must be valid until it has completed.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        self.make_room(1)?;
+        // SAFETY: By the requirement above.
+        unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Submits what has been begun if there is no room for `entries` more.
+    fn make_room(&mut self, entries: usize) -> io::Result<()> {
+        let queue = self.ring.submission();
+        if queue.capacity() - queue.len() < entries {
+            drop(queue);
+            self.ring.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Submits what has been begun and waits for a completion.
+    pub fn wait(&mut self) -> io::Result<()> {
+        let entries = self.ring.submission().len() as u32;
+        let flags = GETEVENTS | self.no_iowait;
+        // SAFETY: There is no argument; the entries are valid, see `push`.
+        let result = unsafe { self.ring.submitter().enter::<()>(entries, 1, flags, None) };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            // Completions first, if the kernel is busy.
+            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY), _)) => Ok(()),
+            Err((Some(libc::EINVAL), _)) if self.no_iowait != 0 => {
+                // Linux before 6.15.
+                self.no_iowait = 0;
+                Ok(())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    /// The next of the things that have happened.
+    ///
+    /// # Errors
+    ///
+    /// The doorbell is broken.
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        while let Some(completion) = self.ring.completion().next() {
+            let result = completion.result();
+            match completion.user_data() {
+                READ => {
+                    // INVARIANT: The read has completed.
+                    self.listening = false;
+                    return match usize::try_from(result) {
+                        Ok(xen::EVENT_SIZE) => Ok(Some(Event::Doorbell)),
+                        _ => Err(io::Error::from_raw_os_error(result.saturating_neg())),
+                    };
+                }
+                // Only failures are reported.
+                WRITE => return Err(io::Error::from_raw_os_error(result.saturating_neg())),
+                STOP => return Ok(Some(Event::Stop)),
+                CANCEL => (),
+                // CAST: The numbers of I/Os have 16 bits.
+                number => return Ok(Some(Event::Io(number as u16, result))),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the kernel let go of `event`.
+    fn stop_listening(&mut self) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(READ).build().user_data(CANCEL);
+        // SAFETY: A cancellation uses no memory of ours.
+        unsafe { self.push(&entry)? };
+        while self.listening {
+            self.wait()?;
+            // A cancelled read is an error, which is what is wanted.
+            while !matches!(self.next_event(), Ok(None)) {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop_listening() {
+            log::error!("io_uring: {error}");
+            // The kernel may still write to it.
+            std::mem::forget(std::mem::take(&mut self.event));
+        }
+    }
+}
+
+/// Waits until the descriptor is readable.
+fn poll(readable: BorrowedFd<'_>) -> squeue::Entry {
+    // CAST: The flags are small and positive.
+    opcode::PollAdd::new(fd(readable), libc::POLLIN as u32).build()
+}
+
+fn fd(fd: BorrowedFd<'_>) -> types::Fd {
+    types::Fd(fd.as_raw_fd())
+}
