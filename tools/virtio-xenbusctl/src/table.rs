@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Answers for people.
+
+use std::fmt::{self, Display, Formatter};
+
+use control_socket::{Counters, Device, Queue, Target};
+
+/// Rows with a heading each of whose columns is as wide as it has to be.
+struct Table<const N: usize> {
+    heading: [&'static str; N],
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Display for Table<N> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let heading = self.heading.map(str::to_owned);
+        let rows = || std::iter::once(&heading).chain(&self.rows);
+        let widest = |column: usize| {
+            let cells = rows().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        for row in rows() {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = widest(column);
+                line += &match self.is_numeric(column) {
+                    true => format!("{cell:>width$}  "),
+                    false => format!("{cell:width$}  "),
+                };
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl<const N: usize> Table<N> {
+    fn is_numeric(&self, column: usize) -> bool {
+        let mut cells = self.rows.iter().filter_map(|row| row.get(column));
+        cells.all(|cell| cell.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+}
+
+/// A line for each device.
+pub fn list(devices: &[Device]) -> String {
+    let row = |device: &Device| {
+        let Counters {
+            requests,
+            bytes_to_guest,
+            bytes_from_guest,
+            errors,
+            drops,
+            ..
+        } = device.total();
+        let running = device.queues.iter().filter(|queue| queue.running).count();
+        [
+            device.name.clone(),
+            device.domain.to_string(),
+            device.id(),
+            device.state.clone(),
+            or_dash(&device.address_mode),
+            running.to_string(),
+            requests.to_string(),
+            bytes_to_guest.to_string(),
+            bytes_from_guest.to_string(),
+            errors.wrapping_add(drops).to_string(),
+            match problem(device) {
+                Some(error) => format!("error: {error}"),
+                None => or_dash(&device.description),
+            },
+        ]
+    };
+    let heading = [
+        "DOMAIN",
+        "ID",
+        "DEVICE",
+        "STATE",
+        "MODE",
+        "QUEUES",
+        "REQUESTS",
+        "TO GUEST",
+        "FROM GUEST",
+        "ERRORS",
+        "DESCRIPTION",
+    ];
+    let rows = devices.iter().map(row).collect();
+    Table { heading, rows }.to_string()
+}
+
+/// All that is known of each device.
+pub fn show(devices: &[Device]) -> String {
+    let blocks: Vec<_> = devices.iter().map(block).collect();
+    blocks.join("\n")
+}
+
+fn block(device: &Device) -> String {
+    let mut lines = vec![
+        ("domain", device.domain.to_string()),
+        ("kind", or_dash(&device.kind)),
+        ("description", or_dash(&device.description)),
+        ("state", device.state.clone()),
+        ("frontend", device.frontend_state.clone()),
+        ("address mode", or_dash(&device.address_mode)),
+        ("features", device.features.join(" ")),
+    ];
+    if let Some(error) = &device.error {
+        lines.push(("error", error.clone()));
+    }
+    if let Some(error) = &device.frontend_error {
+        lines.push(("frontend error", error.clone()));
+    }
+    let mut text = format!("{} {}\n", device.name, device.id());
+    for (name, value) in lines {
+        text += format!("  {name:15}{value}").trim_end();
+        text.push('\n');
+    }
+    if !device.queues.is_empty() {
+        text += &queues(&device.queues);
+    }
+    text
+}
+
+fn queues(queues: &[Queue]) -> String {
+    let row = |queue: &Queue| {
+        let Counters {
+            requests,
+            bytes_to_guest,
+            bytes_from_guest,
+            errors,
+            drops,
+            copied,
+            kicks,
+            interrupts,
+        } = queue.counters;
+        [
+            queue.name.clone(),
+            queue.size.to_string(),
+            if queue.running { "running" } else { "off" }.into(),
+            requests.to_string(),
+            bytes_to_guest.to_string(),
+            bytes_from_guest.to_string(),
+            errors.to_string(),
+            drops.to_string(),
+            copied.to_string(),
+            kicks.to_string(),
+            interrupts.to_string(),
+        ]
+    };
+    let heading = [
+        "  QUEUE",
+        "SIZE",
+        "STATE",
+        "REQUESTS",
+        "TO GUEST",
+        "FROM GUEST",
+        "ERRORS",
+        "DROPS",
+        "COPIED",
+        "KICKS",
+        "INTERRUPTS",
+    ];
+    let rows = queues.iter().map(row).map(|mut row| {
+        row[0].insert_str(0, "  ");
+        row
+    });
+    let rows = rows.collect();
+    Table { heading, rows }.to_string()
+}
+
+/// What has been attached or detached.
+pub fn target(target: &Target, what: &str) -> String {
+    let Target {
+        domain,
+        name,
+        device,
+    } = target;
+    format!("{name} (domain {domain}): {device} {what}\n")
+}
+
+fn problem(device: &Device) -> Option<&String> {
+    device.error.as_ref().or(device.frontend_error.as_ref())
+}
+
+fn or_dash(text: &Option<String>) -> String {
+    text.clone().unwrap_or_else(|| "-".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        let queue = Queue {
+            name: "request 0".into(),
+            size: 128,
+            running: true,
+            counters: Counters {
+                requests: 12,
+                bytes_to_guest: 4096,
+                ..Counters::default()
+            },
+            ..Queue::default()
+        };
+        Device {
+            domain: 5,
+            name: "web".into(),
+            r#type: "virtio".into(),
+            state: "Connected".into(),
+            frontend_state: "Connected".into(),
+            address_mode: Some("pool".into()),
+            description: Some("disk /a".into()),
+            kind: Some("block".into()),
+            features: vec!["FLUSH".into(), "VERSION_1".into()],
+            queues: vec![
+                queue.clone(),
+                Queue {
+                    name: "request 1".into(),
+                    ..queue
+                },
+            ],
+            ..Device::default()
+        }
+    }
+
+    #[test]
+    fn list_has_a_line_for_each_device() {
+        let refused = Device {
+            domain: 12,
+            name: "db".into(),
+            r#type: "virtio_disk".into(),
+            number: 51712,
+            state: "Closed".into(),
+            error: Some("disk /b: there is no such file".into()),
+            ..Device::default()
+        };
+        assert_eq!(
+            list(&[device(), refused]),
+            "DOMAIN  ID  DEVICE             STATE      MODE  QUEUES  REQUESTS  TO GUEST  \
+             FROM GUEST  ERRORS  DESCRIPTION\n\
+             web      5  virtio/0           Connected  pool       2        24      8192  \
+             \x20        0       0  disk /a\n\
+             db      12  virtio_disk/51712  Closed     -          0         0         0  \
+             \x20        0       0  error: disk /b: there is no such file\n"
+        );
+        let lines = list(&[]);
+        assert!(lines.starts_with("DOMAIN") && lines.lines().count() == 1);
+    }
+
+    #[test]
+    fn show_has_features_and_queues() {
+        assert_eq!(
+            show(&[device()]),
+            "web virtio/0\n\
+             \x20 domain         5\n\
+             \x20 kind           block\n\
+             \x20 description    disk /a\n\
+             \x20 state          Connected\n\
+             \x20 frontend       Connected\n\
+             \x20 address mode   pool\n\
+             \x20 features       FLUSH VERSION_1\n\
+             \x20 QUEUE      SIZE  STATE    REQUESTS  TO GUEST  FROM GUEST  ERRORS  DROPS  COPIED  \
+             KICKS  INTERRUPTS\n\
+             \x20 request 0   128  running        12      4096           0       0      0       0  \
+             \x20   0           0\n\
+             \x20 request 1   128  running        12      4096           0       0      0       0  \
+             \x20   0           0\n"
+        );
+    }
+}
