@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Finds the tests, gives them a lab, says how each went."""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import os
+import pathlib
+import re
+import signal
+import sys
+import time
+import traceback
+
+import support
+from vxblab.channel import LabError
+from vxblab.lab import DAEMON_LOG, Lab
+
+from . import reports
+
+LIMIT = 900  # seconds one test may take
+TAIL = 25  # lines of a console shown at a failure
+
+
+class Failed(Exception):
+    """A test failed, for a reason that it could not see itself."""
+
+
+def discover(directory):
+    """Name -> function of all tests, in the order of the files and in them."""
+    tests = {}
+    for path in sorted(directory.glob("test_*.py")):
+        module = importlib.import_module(path.stem)
+        for name, function in vars(module).items():
+            if name.startswith("test_") and inspect.isfunction(function) \
+                    and function.__module__ == path.stem:
+                tests[f"{path.stem.removeprefix('test_')}/{name.removeprefix('test_')}"] \
+                    = function
+    return tests
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Raise Failed in the block when it takes longer."""
+    def expired(_number, frame):
+        where = "".join(traceback.format_stack(frame)[-3:])
+        raise Failed(f"not done after {seconds} s; it was at:\n{where}")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def clean(lab):
+    """Take away what a test left: guests, the daemon, files."""
+    for name in lab.dom0.guests():
+        lab.dom0.run(["guest", "destroy", name])
+    lab.dom0.run("daemon status >/dev/null && daemon stop; umount -q /scratch/*; "
+                 "chattr -fR -i /scratch; losetup -D; "
+                 "rm -rf /scratch/* /dev/shm/*; ip link set br0 mtu 1500")
+
+
+def keep(lab, consoles, directory):
+    """Save what tells about a failure into directory; returns {name: text}."""
+    texts = consoles.texts()
+    for name, command in (("dom0-dmesg", "dmesg"), ("daemon", f"cat {DAEMON_LOG}"),
+                          ("xl-list", "xl list"), ("xenstore", "xenstore-ls -f"),
+                          ("xl-dmesg", "xl dmesg")):
+        try:
+            texts[name] = lab.dom0.run(command, 20, check=False).stdout
+        except LabError as error:
+            texts[name] = f"(not to be had: {error})\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (directory / f"{name}.log").write_text(text)
+    return texts
+
+
+def show(texts, trace):
+    """Print the ends of what was saved and is short; dom0's is in Xen's console."""
+    print(trace.rstrip())
+    for name, text in texts.items():
+        if name in ("xenstore", "xl-dmesg", "dom0-dmesg"):
+            continue
+        lines = [line for line in text.splitlines() if line.strip()][-TAIL:]
+        if lines:
+            print(f"  --- {name}, its end:")
+            print("\n".join(f"  | {line}" for line in lines))
+
+
+def run_one(name, function, lab, results, last):
+    """Run a test; True if it passed. What tests share stays for the next one of the
+    same file, unless this is the last one or failed."""
+    begin = time.monotonic()
+    consoles = None
+    try:
+        lab.up()
+        consoles = reports.Consoles(lab)
+        with limited(LIMIT):
+            function(lab)
+            if last:
+                support.release()
+                clean(lab)
+        trouble = consoles.trouble()
+        if trouble:
+            raise Failed("; ".join(f"{where} reports: {lines[0]}"
+                                   for where, lines in trouble.items()))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a test raises is its failure
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"FAIL {name}: {reason}", flush=True)
+        if consoles:
+            texts = keep(lab, consoles, results / name.replace("/", "."))
+            show(texts, traceback.format_exc())
+        else:
+            traceback.print_exc(file=sys.stdout)
+        recover(lab)
+        return False
+    print(f"PASS {name} ({time.monotonic() - begin:.1f} s)", flush=True)
+    return True
+
+
+def recover(lab):
+    """After a failure: a clean lab, booted anew if it must be."""
+    try:
+        with limited(180):
+            support.give_up()
+            clean(lab)
+    except (LabError, Failed) as error:
+        print(f"  the lab is started anew: {error}", flush=True)
+        lab.down()
+
+
+def main(directory):
+    parser = argparse.ArgumentParser(prog="tests/lab/run", description=__doc__)
+    parser.add_argument("--filter", default="", metavar="REGEX",
+                        help="only tests whose name contains it")
+    parser.add_argument("--list", action="store_true", help="only name the tests")
+    parser.add_argument("--keep", action="store_true", help="leave the lab running")
+    parser.add_argument("--results", type=pathlib.Path,
+                        default=directory.parents[1] / "build" / "lab-results",
+                        help="where logs of failed tests go")
+    options = parser.parse_args()
+    tests = {name: function for name, function in discover(directory).items()
+             if re.search(options.filter, name)}
+    if options.list:
+        print("\n".join(tests))
+        return 0
+    if not tests:
+        print(f"no test matches {options.filter!r}", file=sys.stderr)
+        return 1
+    # Killed or interrupted, the lab goes all the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lab = Lab(os.environ.get("VXB_LAB", "check"))
+    results = options.results / time.strftime("%Y%m%d-%H%M%S")
+    failed = []
+    try:
+        for (name, function), after in zip(tests.items(), [*list(tests)[1:], ""]):
+            last = name.split("/")[0] != after.split("/")[0]
+            if not run_one(name, function, lab, results, last):
+                failed.append(name)
+    finally:
+        if not options.keep:
+            lab.down()
+    if failed:
+        print(f"failed: {' '.join(failed)}\nlogs: {results}")
+    print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What several test files need: guests that tests share, and the tools run in them."""
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import re
+import shlex
+import string
+import tarfile
+import time
+
+from vxblab.lab import DAEMON_LOG, LabError
+
+SCRIPTS = pathlib.Path(__file__).parent / "guest"
+
+
+class Setup:
+    """A daemon with its configuration and guests, made when a test first uses them
+    and kept for the next tests that do:
+
+        with DISK(lab) as guest:
+
+    Several guests come as a tuple. What a failed test used is not used again, and
+    one Setup ends before another one begins.
+
+    guests: name -> options of Dom0.create_guest, and "driver": parameters of the
+    module, None to leave it unloaded. prepare: shell command for dom0 before.
+    """
+
+    _current = None
+
+    def __init__(self, config="", prepare="true", /, **guests):
+        self.config, self.prepare, self.options = config, prepare, guests
+        self._held = None
+        self._guests = ()
+
+    @contextlib.contextmanager
+    def __call__(self, lab):
+        if Setup._current is not self:
+            release()
+            Setup._current = self
+            try:
+                self._make(lab)
+            except BaseException:
+                give_up()
+                raise
+        try:
+            yield self._guests[0] if len(self._guests) == 1 else self._guests
+            lab.dom0.run(["daemon", "status"])
+        except BaseException:
+            give_up()
+            raise
+
+    def _make(self, lab):
+        self._held = contextlib.ExitStack()
+        lab.dom0.run(self.prepare)
+        lab.dom0.start_daemon(self.config)
+        self._held.callback(lab.dom0.stop_daemon)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            self._guests = tuple(pool.map(
+                lambda item: self._held.enter_context(guest(lab, item[0], **item[1])),
+                self.options.items()))
+
+
+def release():
+    """End what the last test has left for the next one."""
+    setup, Setup._current = Setup._current, None
+    if setup and setup._held:
+        held, setup._held = setup._held, None
+        held.close()
+
+
+def give_up():
+    """As release(), after an error, which is the one to be told of."""
+    with contextlib.suppress(LabError):
+        release()
+
+
+@contextlib.contextmanager
+def guest(lab, name, driver=(), **options):
+    """A guest with the drivers loaded and its devices there, destroyed in the end."""
+    one = lab.dom0.create_guest(name, **options)
+    try:
+        if driver is not None:
+            one.run(["driver", *driver])
+            appears(one, *devices(options))
+        yield one
+    finally:
+        one.destroy()
+
+
+def devices(options):
+    """The devices that a guest made with these options gets from the driver."""
+    disks, cards_ = ([spec for spec in options.get(kind, ())
+                      if spec.partition(":")[0] == "virtio"] for kind in ("disks", "cards"))
+    return [*(f"/dev/vd{letter}" for letter, _ in zip(string.ascii_lowercase, disks)),
+            *(f"/sys/class/net/eth{number}" for number, _ in enumerate(cards_))]
+
+
+@contextlib.contextmanager
+def daemon(lab, config=""):
+    """The daemon, ended in the end."""
+    lab.dom0.start_daemon(config)
+    try:
+        yield
+    finally:
+        lab.dom0.run("! daemon status || daemon stop")
+
+
+def images(*names, size="512M"):
+    """A shell command that makes empty sparse files in dom0's /scratch."""
+    paths = " ".join(f"/scratch/{name}" for name in names)
+    return f"rm -f {paths} && truncate -s {size} {paths}"
+
+
+def cards(name, count=1, first=0, settings='bridge = "br0"'):
+    """The daemon's configuration for `count` virtio devices of guest `name`, all cards."""
+    return "".join(f'[[device]]\ndomain = "{name}"\ndevice = {number}\n'
+                   f"net = {{ {settings} }}\n" for number in range(first, first + count))
+
+
+@functools.cache
+def _scripts():
+    """The scripts of tests/lab/guest as a tar archive."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for path in sorted(SCRIPTS.iterdir()):
+            if path.is_file():
+                archive.add(path, path.name)
+    return data.getvalue()
+
+
+def script(machine, name, *arguments, timeout=120):
+    """Run a script of tests/lab/guest; returns what it writes."""
+    machine.run("mkdir -p /tmp/tests && tar -xC /tmp/tests", stdin=_scripts())
+    return machine.run([f"/tmp/tests/{name}", *arguments], timeout).stdout
+
+
+def value(machine, path):
+    """The text in a file of sysfs or procfs."""
+    return machine.run(["cat", path]).stdout.strip()
+
+
+def appears(guest, *paths, timeout=60):
+    """Wait until devices are there: paths in /dev or /sys."""
+    script(guest, "devices.py", timeout, *paths, timeout=timeout + 30)
+
+
+def vanishes(guest, *paths, timeout=60):
+    """Wait until devices are gone."""
+    script(guest, "devices.py", "--gone", timeout, *paths, timeout=timeout + 30)
+
+
+def wait_store(dom0, path, wanted, timeout=60):
+    """Wait until a xenstore node has a value, an extended regular expression; returns
+    the value. Each change of the node is looked at."""
+    with dom0.start(["xenstore-watch", path]) as watch:
+        deadline = time.monotonic() + timeout
+        events = 0
+        while (left := deadline - time.monotonic()) > 0:
+            if not watch.wait_for(lambda: watch.stdout.count(b"\n") > events, left):
+                break
+            events = watch.stdout.count(b"\n")
+            done = dom0.run(["xenstore-read", path], check=False)
+            if done.returncode == 0 and re.fullmatch(wanted, done.stdout.rstrip("\n"), re.S):
+                return done.stdout.rstrip("\n")
+    text = dom0.run(["xenstore-read", path], check=False).stdout
+    raise LabError(f"waited {timeout} s for {path} to be {wanted}: it is {text!r}")
+
+
+def sha256(machine, path, timeout=120):
+    """Checksum of a file or device, read past the page cache."""
+    return machine.run(f"set -o pipefail; dd if={shlex.quote(path)} bs=1M iflag=direct "
+                       "status=none | sha256sum", timeout).stdout.split()[0]
+
+
+def fio(guest, *arguments, timeout=300, **options):
+    """Run fio with one job; returns what it says of that job."""
+    words = [f"--{key}={value}" for key, value in options.items()]
+    text = guest.run(["fio", "--name=test", "--output-format=json", *words, *arguments],
+                     timeout).stdout
+    job, = json.loads(text[text.index("{"):])["jobs"]
+    assert job["error"] == 0, job
+    return job
+
+
+def log_since(dom0, start):
+    """The daemon's log from byte `start` on."""
+    return dom0.run(["tail", "-c", f"+{start + 1}", DAEMON_LOG]).stdout
+
+
+def wait_log(dom0, start, text, timeout=60):
+    """Wait until `text` stands in the daemon's log after byte `start`."""
+    with dom0.start(["tail", "-c", f"+{start + 1}", "-F", DAEMON_LOG]) as log:
+        log.wait_output(text, timeout)
+
+
+def log_size(dom0):
+    """Where the daemon's log ends now, in bytes."""
+    return int(dom0.run(["stat", "-c", "%s", DAEMON_LOG]).stdout)
