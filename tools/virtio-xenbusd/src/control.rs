@@ -434,6 +434,7 @@ impl<M: VolatileMemory> Controller<M> {
             doorbell,
             stats: Arc::clone(stats),
             alarm: self.alarm.clone(),
+            told: None,
         })
     }
 

@@ -142,8 +142,8 @@ pub fn next(view: View) -> Action {
         (InitWait | Initialised | Connected, _) if matches!(theirs, Initialised | Connected) => {
             Action::Connect
         }
-        // It has refused the offer.
-        (InitWait, _) if theirs == Closing => Action::Close,
+        // It has refused the offer, or is not there.
+        (InitWait, _) if matches!(theirs, Closing | Unknown) => Action::Close,
         (InitWait, Held::Nothing | Held::Repaired) => Action::Offer,
         (InitWait, _) => Action::Wait,
 
@@ -228,6 +228,7 @@ mod tests {
         for ours in [InitWait, Connected] {
             assert_eq!(step(ours, Unknown, Held::Connected), Action::Close);
         }
+        assert_eq!(step(InitWait, Unknown, Held::Opened), Action::Close);
     }
 
     #[test]

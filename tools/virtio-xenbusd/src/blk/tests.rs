@@ -164,6 +164,19 @@ impl Drop for Fixture {
 }
 
 #[test]
+fn driver_without_event_idx_is_told_of_news_only() {
+    let mut disk = Fixture::writable("told");
+    for sector in 0..8 {
+        let (status, _) = disk.request(READ, sector, (BUFFER, 512), WRITE);
+        assert_eq!(status, OK);
+    }
+    disk.worker.take().unwrap().stop().unwrap();
+    // And once at the start, for what an earlier process may have left untold.
+    let told = disk.driver.stats.interrupts.get();
+    assert!((1..=9).contains(&told), "{told} times");
+}
+
+#[test]
 fn reads_and_writes() {
     let mut disk = Fixture::writable("rw");
     assert_eq!(disk.request(READ, 3, (BUFFER, 1024), WRITE), (OK, 1025));
