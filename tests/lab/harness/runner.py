@@ -21,6 +21,7 @@ from . import reports
 
 LIMIT = 900  # seconds one test may take
 TAIL = 25  # lines of a console shown at a failure
+MESSAGE = 12  # lines of a failure's message said once more at the end
 
 
 class Failed(Exception):
@@ -94,8 +95,8 @@ def show(texts, trace):
 
 
 def run_one(name, function, lab, results, last):
-    """Run a test; True if it passed. What tests share stays for the next one of the
-    same file, unless this is the last one or failed."""
+    """Run a test; returns why it failed, None if it passed. What tests share stays for
+    the next one of the same file, unless this is the last one or failed."""
     begin = time.monotonic()
     consoles = None
     try:
@@ -113,17 +114,25 @@ def run_one(name, function, lab, results, last):
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a test raises is its failure
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"FAIL {name}: {reason}", flush=True)
+        reason = str(error).strip() or type(error).__name__
+        print(f"FAIL {name}: {reason.splitlines()[0]}", flush=True)
         if consoles:
             texts = keep(lab, consoles, results / name.replace("/", "."))
             show(texts, traceback.format_exc())
         else:
             traceback.print_exc(file=sys.stdout)
         recover(lab)
-        return False
+        return reason
     print(f"PASS {name} ({time.monotonic() - begin:.1f} s)", flush=True)
-    return True
+    return None
+
+
+def summarise(failed, results):
+    """Say once more, where it is found, what failed and why."""
+    for name, reason in failed.items():
+        print(f"failed: {name}")
+        print("\n".join(f"  | {line}" for line in reason.splitlines()[-MESSAGE:]))
+    print(f"logs: {results}")
 
 
 def recover(lab):
@@ -159,16 +168,16 @@ def main(directory):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lab = Lab(os.environ.get("VXB_LAB", "check"))
     results = options.results / time.strftime("%Y%m%d-%H%M%S")
-    failed = []
+    failed = {}
     try:
         for (name, function), after in zip(tests.items(), [*list(tests)[1:], ""]):
             last = name.split("/")[0] != after.split("/")[0]
-            if not run_one(name, function, lab, results, last):
-                failed.append(name)
+            if reason := run_one(name, function, lab, results, last):
+                failed[name] = reason
     finally:
         if not options.keep:
             lab.down()
     if failed:
-        print(f"failed: {' '.join(failed)}\nlogs: {results}")
+        summarise(failed, results)
     print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
