@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What the frontend asks for through the control page.
 
+mod queues;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -14,21 +15,21 @@ use virtio_bindings::bindings::virtio_config::{
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_queue::{Queue, QueueT};
 use virtioif::bindings::{
     VIRTIO_XENBUS_OP_CONFIG_WRITE, VIRTIO_XENBUS_OP_FEATURES, VIRTIO_XENBUS_OP_QUEUE_ENABLE,
     VIRTIO_XENBUS_OP_QUEUE_RESET, VIRTIO_XENBUS_OP_RESET, VIRTIO_XENBUS_OP_STATUS,
     VIRTIO_XENBUS_WRITE_SIZE,
 };
 use virtioif::{ControlPage, Identity, Request};
-use vm_memory::{Bytes, GuestAddress, VolatileMemory};
+use vm_memory::VolatileMemory;
 
-use crate::device::{Device, Doorbell, Ring, feature, page_error};
+use crate::device::{Device, Doorbell, feature, page_error};
 use crate::memory::Pool;
 use crate::stats::Stats;
 use crate::status;
 use crate::throttle::Throttle;
-use crate::worker::{Alarm, Worker};
+use crate::worker::Alarm;
+use queues::{QueueState, stop};
 
 /// Offered for every device. Packed rings are not: virtio-queue has split ones only.
 pub const TRANSPORT_FEATURES: u128 = feature(VIRTIO_F_VERSION_1)
@@ -68,16 +69,6 @@ pub struct Controller<M> {
     /// Why the driver has to reset the device, if it has to.
     failure: Option<String>,
     throttle: Throttle,
-}
-
-/// A queue, with what the frontend has enabled it with.
-enum QueueState {
-    Off,
-    /// Waits for `DRIVER_OK`.
-    Enabled(virtioif::Queue, Ring),
-    Running(virtioif::Queue, Worker),
-    /// Cannot run until it is reset.
-    Failed,
 }
 
 impl<M: VolatileMemory> Controller<M> {
@@ -302,40 +293,6 @@ impl<M: VolatileMemory> Controller<M> {
         Ok(())
     }
 
-    fn enable_queue(&mut self, index: u32) -> Result<(), Errno> {
-        let index = self.queue_index(index)?;
-        let setup = self.page.queue(index).map_err(page_error)?;
-        match self.queues.get(usize::from(index)) {
-            Some(QueueState::Off) => (),
-            // A request that an earlier backend has not answered is carried out again.
-            Some(QueueState::Enabled(old, _) | QueueState::Running(old, _)) if *old == setup => {
-                return Ok(());
-            }
-            _ => return Err(Errno::EINVAL),
-        }
-        let ring = self.make_ring(index, &setup)?;
-        let index = usize::from(index);
-        self.set_queue(index, QueueState::Enabled(setup, ring));
-        if self.driver_ok() {
-            self.run_queue(index).map_err(|error| {
-                self.fail(&error);
-                Errno::EIO
-            })?;
-        }
-        Ok(())
-    }
-
-    fn reset_queue(&mut self, index: u32) -> Result<(), Errno> {
-        let index = usize::from(self.queue_index(index)?);
-        if let Some(state) = self.queues.get_mut(index) {
-            if let Err(error) = stop(state) {
-                self.throttle
-                    .warn(format_args!("{}: queue {index}: {error:#}", self.name));
-            }
-        }
-        Ok(())
-    }
-
     fn write_config(&mut self, request: &Request) -> Result<(), Errno> {
         if request.length > VIRTIO_XENBUS_WRITE_SIZE {
             return Err(Errno::EINVAL);
@@ -366,111 +323,6 @@ impl<M: VolatileMemory> Controller<M> {
         self.set_status().context("status")?;
         // The configuration may be another one than before.
         Ok(self.page.raise_config_interrupt()?)
-    }
-
-    fn take_over_queue(&mut self, index: u16) -> Result<()> {
-        let setup = self.page.queue(index)?;
-        if !setup.enabled {
-            return Ok(());
-        }
-        let mut ring = self.make_ring(index, &setup)?;
-        let used = ring_index(ring.queue.used_ring(), &self.pool)?;
-        let available = ring_index(ring.queue.avail_ring(), &self.pool)?;
-        if used != available && !self.device.in_order(index) {
-            let lost = available.wrapping_sub(used);
-            bail!("{lost} requests were under way, and the ring does not say which");
-        }
-        ring.queue.set_next_avail(used);
-        ring.queue.set_next_used(used);
-        // What was used but not announced is seen now.
-        ring.doorbell.notify()?;
-        self.set_queue(usize::from(index), QueueState::Enabled(setup, ring));
-        Ok(())
-    }
-
-    /// Checks a queue's setup and binds its event channel.
-    fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
-        let features = self.features.ok_or(Errno::EINVAL)?;
-        let size_max = self
-            .sizes
-            .get(usize::from(index))
-            .copied()
-            .filter(|&n| n > 0)
-            .ok_or(Errno::ENOENT)?;
-        if !setup.enabled {
-            return Err(Errno::EINVAL);
-        }
-        let stats = self.stats.get(usize::from(index)).ok_or(Errno::ENOENT)?;
-        let invalid = |_| Errno::EINVAL;
-        let mut queue = Queue::new(size_max).map_err(invalid)?;
-        queue.try_set_size(setup.size).map_err(invalid)?;
-        queue
-            .try_set_desc_table_address(GuestAddress(setup.desc))
-            .map_err(invalid)?;
-        queue
-            .try_set_avail_ring_address(GuestAddress(setup.driver))
-            .map_err(invalid)?;
-        queue
-            .try_set_used_ring_address(GuestAddress(setup.device))
-            .map_err(invalid)?;
-        queue.set_event_idx(features & feature(VIRTIO_RING_F_EVENT_IDX) != 0);
-        queue.set_ready(true);
-        if !queue.is_valid(&self.pool) {
-            return Err(Errno::ENXIO);
-        }
-        let doorbell = self.binder.bind(setup.event_channel).map_err(|error| {
-            log::debug!(
-                "{}: queue {index}: port {}: {error}",
-                self.name,
-                setup.event_channel
-            );
-            Errno::EINVAL
-        })?;
-        Ok(Ring {
-            index,
-            name: format!("{} queue {index}", self.name),
-            queue,
-            memory: self.pool.clone(),
-            doorbell,
-            stats: Arc::clone(stats),
-            alarm: self.alarm.clone(),
-            told: None,
-        })
-    }
-
-    /// Starts a queue that waits for it.
-    fn run_queue(&mut self, index: usize) -> Result<()> {
-        let Some(slot) = self.queues.get_mut(index) else {
-            return Ok(());
-        };
-        match std::mem::replace(slot, QueueState::Failed) {
-            QueueState::Enabled(setup, ring) => {
-                let worker = self
-                    .device
-                    .start_queue(ring)
-                    .with_context(|| format!("cannot start queue {index}"))?;
-                *slot = QueueState::Running(setup, worker);
-            }
-            other => *slot = other,
-        }
-        Ok(())
-    }
-
-    fn set_queue(&mut self, index: usize, state: QueueState) {
-        if let Some(slot) = self.queues.get_mut(index) {
-            *slot = state;
-        }
-    }
-
-    fn queue_index(&self, index: u32) -> Result<u16, Errno> {
-        u16::try_from(index)
-            .ok()
-            .filter(|&index| {
-                self.sizes
-                    .get(usize::from(index))
-                    .is_some_and(|&size| size > 0)
-            })
-            .ok_or(Errno::ENOENT)
     }
 
     fn driver_ok(&self) -> bool {
@@ -510,21 +362,6 @@ impl<M> Drop for Controller<M> {
         // Workers, which stop when dropped, before the page and the device.
         self.queues.clear();
     }
-}
-
-/// Stops a queue and switches it off.
-fn stop(state: &mut QueueState) -> Result<()> {
-    match std::mem::replace(state, QueueState::Off) {
-        QueueState::Running(_, worker) => worker.stop(),
-        _ => Ok(()),
-    }
-}
-
-/// The index in a ring at `address`, available or used: both have it at the same place.
-fn ring_index(address: u64, pool: &Pool) -> Result<u16> {
-    const INDEX: u64 = 2;
-    let address = GuestAddress(address.checked_add(INDEX).context("no such address")?);
-    Ok(u16::from_le(pool.load(address, Ordering::Acquire)?))
 }
 
 /// What was asked for, for the log.

@@ -122,8 +122,8 @@ pub struct Ring {
     pub stats: Arc<Stats>,
     /// Rung when the worker ends.
     pub(crate) alarm: Alarm,
-    /// Where the used ring ended when the driver was last told; nothing before that.
-    pub(crate) told: Option<u16>,
+    /// Where the used ring ended when the driver was last told.
+    pub(crate) told: u16,
 }
 
 impl Ring {
@@ -135,9 +135,10 @@ impl Ring {
     pub fn notify(&mut self) -> Result<()> {
         // Without EVENT_IDX, the queue asks for an event whether or not there is news.
         let used = self.queue.next_used();
-        if self.told.replace(used) == Some(used) {
+        if used == self.told {
             return Ok(());
         }
+        self.told = used;
         if self.queue.needs_notification(&self.memory)? {
             self.doorbell.notify()?;
             self.stats.interrupts.add(1);

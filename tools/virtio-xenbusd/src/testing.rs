@@ -114,7 +114,7 @@ impl Driver {
             doorbell: Box::new(doorbell),
             stats: Arc::clone(&self.stats),
             alarm: self.alarm.clone(),
-            told: None,
+            told: 0,
         }
     }
 
