@@ -164,18 +164,6 @@ impl Drop for Fixture {
 }
 
 #[test]
-fn driver_without_event_idx_is_told_of_news_only() {
-    let mut disk = Fixture::writable("told");
-    for sector in 0..8 {
-        let (status, _) = disk.request(READ, sector, (BUFFER, 512), WRITE);
-        assert_eq!(status, OK);
-    }
-    disk.worker.take().unwrap().stop().unwrap();
-    let told = disk.driver.stats.interrupts.get();
-    assert!((1..=8).contains(&told), "{told} times");
-}
-
-#[test]
 fn reads_and_writes() {
     let mut disk = Fixture::writable("rw");
     assert_eq!(disk.request(READ, 3, (BUFFER, 1024), WRITE), (OK, 1025));
@@ -348,10 +336,11 @@ fn requests_are_counted() {
     let stats = &disk.driver.stats;
     assert_eq!((stats.requests.get(), stats.errors.get()), (4, 2));
     assert_eq!((stats.to_guest.get(), stats.from_guest.get()), (1024, 512));
-    // Without event indices each look at the ring may end with one.
-    assert!(stats.interrupts.get() >= 6, "{stats:?}");
-    // One that comes before the device waits for it may be seen with the next.
-    assert!((1..=6).contains(&stats.kicks.get()), "{stats:?}");
+    // The driver has no event indices: it is told of news, and of nothing else. One event
+    // may tell of several requests, one kick, too.
+    for events in [&stats.interrupts, &stats.kicks] {
+        assert!((1..=6).contains(&events.get()), "{stats:?}");
+    }
 }
 
 #[test]
