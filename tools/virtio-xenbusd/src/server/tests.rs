@@ -2,7 +2,7 @@
 //! Good and bad clients of real sockets.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -113,7 +113,11 @@ impl Client {
     }
 
     fn ask(&mut self, request: Request) -> Answer {
-        self.send(&control_socket::line(&Call::new(request)).unwrap());
+        let line = control_socket::line(&Call::new(request)).unwrap();
+        // A server that does not serve us says so without having read.
+        if let Err(error) = self.0.get_mut().write_all(&line) {
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
+        }
         self.receive()
     }
 
