@@ -22,6 +22,7 @@ import threading
 from . import wire
 
 BLOCK = 1 << 16
+LINGER = 30  # seconds that a client has to take the end of its command
 
 
 def set_window(fd, data):
@@ -43,6 +44,7 @@ class Session:
         self.frames = wire.Frames()
         self.selector = selectors.DefaultSelector()
         self.outputs = {}
+        self.over = False
         options = dict(
             cwd=request.get("cwd") or "/",
             env={**os.environ, **request.get("env", {})},
@@ -87,10 +89,14 @@ class Session:
 
     def feed(self):
         """Runs as a thread: standard input may block without stopping the output."""
-        while data := self.sock.recv(BLOCK):
-            for kind, payload in self.frames.feed(data):
-                self.input(kind, payload)
-        self.kill(signal.SIGKILL)
+        try:
+            while data := self.sock.recv(BLOCK):
+                for kind, payload in self.frames.feed(data):
+                    self.input(kind, payload)
+        except OSError:  # the client has died
+            pass
+        if not self.over:
+            self.kill(signal.SIGKILL)
 
     def input(self, kind, data):
         if kind == wire.SIGNAL:
@@ -120,7 +126,8 @@ class Session:
         what they write later is not waited for."""
         ended = os.pidfd_open(self.process.pid)
         self.selector.register(ended, selectors.EVENT_READ)
-        threading.Thread(target=self.feed, daemon=True).start()
+        feeder = threading.Thread(target=self.feed, daemon=True)
+        feeder.start()
         while True:
             ready = [key.fd for key, _ in self.selector.select()]
             for fd in ready:
@@ -131,8 +138,13 @@ class Session:
         for fd in list(self.outputs):
             while self.copy(fd):
                 pass
+        self.over = True
         status = self.process.wait()
         self.sock.sendall(wire.frame(wire.EXIT, struct.pack(">i", status)))
+        # To close with input unread is to reset the connection, and a reset overtakes
+        # what was sent.
+        self.sock.shutdown(socket.SHUT_WR)
+        feeder.join(LINGER)
 
 
 def relay(sock, address):
