@@ -16,7 +16,7 @@ MORE = "/scratch/more.img"
 # has been read from it.
 SETUP = Setup(CONFIG,
               "echo N >/sys/module/xen_blkback/parameters/feature_persistent; "
-              f"{MAKE_BR9} && {images('ctl.img', 'more.img', size='128M')}",
+              f"{MAKE_BR9} && {images('ctl.img', 'more.img', size='32M')}",
               ctl={"disks": ["virtio:/scratch/ctl.img"], "cards": ["virtio"], "vcpus": 2})
 
 # Some features, by kind of device: name -> bit.

@@ -19,7 +19,7 @@ TWO = Setup(cards("left") + cards("right"), images("left.img", "right.img"),
 def verified(guest, device, **options):
     """fio with checksums on a disk."""
     job = fio(guest, "--verify_fatal=1", "--group_reporting", filename=device,
-              rw="randwrite", size="16M", bs="16k", ioengine="libaio", direct=1, iodepth=8,
+              rw="randwrite", size="6M", bs="16k", ioengine="libaio", direct=1, iodepth=8,
               verify="crc32c", **options)
     assert job["read"]["io_bytes"] == job["write"]["io_bytes"] > 0
 

@@ -77,7 +77,7 @@ def test_offloads_off_and_on(lab):
                            "gso", state, "gro", state])
                 for direction in ("send", "receive"):
                     before = ports(lab, guest)[device]
-                    with Traffic(lab, guest, device, direction, 5) as traffic:
+                    with Traffic(lab, guest, device, direction, 2) as traffic:
                         traffic.check()
                     size = before.mean_packet(ports(lab, guest)[device], direction)
                     if direction == "send":
