@@ -136,8 +136,18 @@ def _scripts():
 
 def script(machine, name, *arguments, timeout=120):
     """Run a script of tests/lab/guest; returns what it writes."""
+    return machine.run([_installed(machine, name), *arguments], timeout).stdout
+
+
+def started(machine, name, *arguments):
+    """Start a script of tests/lab/guest; returns its channel.Process."""
+    return machine.start([_installed(machine, name), *arguments])
+
+
+def _installed(machine, name):
+    """Where a script of tests/lab/guest is on a machine, after this."""
     machine.run("mkdir -p /tmp/tests && tar -xC /tmp/tests", stdin=_scripts())
-    return machine.run([f"/tmp/tests/{name}", *arguments], timeout).stdout
+    return f"/tmp/tests/{name}"
 
 
 def value(machine, path):
@@ -153,6 +163,24 @@ def appears(guest, *paths, timeout=60):
 def vanishes(guest, *paths, timeout=60):
     """Wait until devices are gone."""
     script(guest, "devices.py", "--gone", timeout, *paths, timeout=timeout + 30)
+
+
+def rebind(guest, driver, device, path):
+    """Take a device from its driver and give it back; path is what it makes."""
+    guest.run(f"echo {device} >{driver}/unbind")
+    vanishes(guest, path)
+    guest.run(f"echo {device} >{driver}/bind")
+    appears(guest, path)
+
+
+def interrupts(guest, what):
+    """Name -> number of interrupts so far, of those whose name contains `what`."""
+    found = {}
+    for line in guest.run(["cat", "/proc/interrupts"]).stdout.splitlines():
+        words = line.split()
+        if words and words[0].rstrip(":").isdigit() and what in words[-1]:
+            found[words[-1]] = sum(int(word) for word in words[1:] if word.isdigit())
+    return found
 
 
 def wait_store(dom0, path, wanted, timeout=60):

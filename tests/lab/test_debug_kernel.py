@@ -2,8 +2,11 @@
 """A kernel with PROVE_LOCKING and DEBUG_ATOMIC_SLEEP as the guest's: the runner looks
 at its console for what it reports."""
 
+import json
+
 from net import BRIDGES, Traffic, connect
-from support import Setup, appears, cards, fio, images, script
+from observe import KINDS, Tracing
+from support import Setup, appears, cards, fio, images, script, started
 
 DEBUG = Setup(cards("debug"), images("debug.img"),
               debug={"kernel": "debug", "vcpus": 2, "memory": 768, "timeout": 300,
@@ -14,10 +17,14 @@ def test_debug_kernel_checks_locks(lab):
     """It has the checks, and none has switched itself off."""
     with DEBUG(lab) as guest:
         appears(guest, "/dev/vda")
-        stats = guest.run(["cat", "/proc/lockdep_stats"]).stdout
-        assert "debug_locks:                             1" in stats or \
-            [line.split() for line in stats.splitlines() if "debug_locks" in line] \
-            == [["debug_locks:", "1"]], stats
+        check_locks(guest)
+
+
+def check_locks(guest):
+    """Lockdep is still on: it ends with the first thing it reports."""
+    stats = guest.run(["cat", "/proc/lockdep_stats"]).stdout
+    assert [line.split() for line in stats.splitlines() if "debug_locks" in line] \
+        == [["debug_locks:", "1"]], stats
 
 
 def test_debug_kernel_disk(lab):
@@ -43,3 +50,26 @@ def test_debug_kernel_reload(lab):
     """All ways in and out, under load."""
     with DEBUG(lab) as guest:
         script(guest, "reload", 3, "--load", timeout=300)
+
+
+def test_debug_kernel_observed(lab):
+    """debugfs read while devices go and come, and unloading while events are recorded."""
+    with DEBUG(lab) as guest:
+        connect(guest, devices=("eth0",))
+        with started(guest, "readers") as readers:
+            readers.wait_output("reading", 120)
+            with Tracing(guest) as tracing:
+                guest.run("dd if=/dev/vda of=/dev/null bs=64k count=64 iflag=direct "
+                          "status=none", 120)
+                guest.run(["ping", "-q", "-f", "-c", 100, BRIDGES["eth0"]], 120)
+                kinds = {kind for kind, _ in tracing.stop()}
+                assert kinds >= KINDS - {"request"}, kinds
+            with Tracing(guest):
+                script(guest, "reload", 1, timeout=200)
+            readers.close_stdin()
+            result = json.loads(readers.wait(120, check=True).stdout.splitlines()[-1])
+        assert list(result["held"]) == ["EIO"], result
+
+        with Tracing(guest):
+            script(guest, "reload", 1, "--load", timeout=300)
+        check_locks(guest)

@@ -5,7 +5,7 @@ import concurrent.futures
 import re
 
 from net import BRIDGES, MAKE_BR9, Traffic, connect, two_cards
-from support import Setup, cards, fio, images
+from support import Setup, cards, fio, images, interrupts
 
 QUEUES = 4
 MANY = Setup(two_cards("many"), f"{MAKE_BR9} && {images('one.img', 'two.img')}",
@@ -22,16 +22,6 @@ def verified(guest, device, **options):
               rw="randwrite", size="6M", bs="16k", ioengine="libaio", direct=1, iodepth=8,
               verify="crc32c", **options)
     assert job["read"]["io_bytes"] == job["write"]["io_bytes"] > 0
-
-
-def interrupts(guest, what):
-    """Name -> number of interrupts so far, of those whose name contains `what`."""
-    found = {}
-    for line in guest.run(["cat", "/proc/interrupts"]).stdout.splitlines():
-        words = line.split()
-        if words and words[0].rstrip(":").isdigit() and what in words[-1]:
-            found[words[-1]] = sum(int(word) for word in words[1:] if word.isdigit())
-    return found
 
 
 def test_two_disks_and_two_cards_with_4_queues(lab):

@@ -2,7 +2,7 @@
 """The driver comes and goes, and leaves nothing behind."""
 
 from resources import assert_same, count
-from support import Setup, appears, cards, images, script, vanishes
+from support import Setup, appears, cards, images, rebind, script, vanishes
 
 # Without persistent grants of the guest's root disk, whose number depends on what
 # has been read from it.
@@ -84,11 +84,3 @@ def test_unbind_and_bind_xenbus_device(lab):
             before = before or count(lab, guest)
         assert_same(before, count(lab, guest))
         assert guest.run(["head", "-c", 4, "/dev/vda"]).stdout == "kept"
-
-
-def rebind(guest, driver, device, path):
-    """Take a device from its driver and give it back; path is what it makes."""
-    guest.run(f"echo {device} >{driver}/unbind")
-    vanishes(guest, path)
-    guest.run(f"echo {device} >{driver}/bind")
-    appears(guest, path)

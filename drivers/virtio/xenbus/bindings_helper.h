@@ -28,3 +28,4 @@
 #include <xen/interface/io/xenbus.h>
 
 #include "helpers.h"
+#include "trace.h"

@@ -196,15 +196,15 @@ impl Control {
         Err(EBUSY)
     }
 
-    /// Puts a request into the slot, without telling the backend.
-    pub(crate) fn post(
-        &self,
-        sequence: u32,
-        op: Op,
-        queue: u32,
-        offset: u32,
-        data: &[u8],
-    ) -> Result {
+    /// Puts a request into the slot, without telling the backend. The argument is that of
+    /// [`Link::request`](crate::link::Link::request).
+    pub(crate) fn post(&self, sequence: u32, op: Op, argument: u64, data: &[u8]) -> Result {
+        let (queue, offset) = match op {
+            Op::QueueEnable | Op::QueueReset => (u32::try_from(argument)?, 0),
+            Op::ConfigWrite => (0, u32::try_from(argument)?),
+            // The backend finds it among the registers.
+            Op::Reset | Op::Status | Op::Features => (0, 0),
+        };
         let length = u32::try_from(data.len())?;
         if data.len() > wire::WRITE_SIZE || !self.page.write(offset_of!(Page, request.data), data) {
             return Err(EINVAL);

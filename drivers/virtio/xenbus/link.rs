@@ -17,6 +17,7 @@ use crate::{
         },
         event_channel::Channel,
         grant::SharedPages,
+        trace,
         xenbus, //
     },
     wire::{
@@ -30,6 +31,7 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        aref::ARef,
         Arc,
         Mutex, //
     },
@@ -56,6 +58,8 @@ pub(crate) struct Link {
 
     /// The references of the pool's pages, for the backend.
     directory: SharedPages,
+
+    dev: ARef<xenbus::Device>,
 
     /// The number of the last request. The lock is held while one is under way.
     #[pin]
@@ -99,6 +103,7 @@ impl Link {
                 control,
                 pool,
                 directory,
+                dev: (&**dev).into(),
                 sequence <- new_mutex!(0),
                 timeout,
                 debugfs: debugfs.clone(),
@@ -117,24 +122,25 @@ impl Link {
     /// Has the backend carry out `op`, and waits for that at most as long as the time limit says.
     /// Sleeps.
     ///
+    /// `argument` is what the request is about: the index of a virtqueue; the status or the lower
+    /// half of the features, which stand in the control page already; 0 for the whole device.
+    ///
     /// Errors: the backend's own; [`ETIMEDOUT`], after which the link is dead; [`ENODEV`] if it is.
-    pub(crate) fn request(&self, op: Op, queue: u32) -> Result {
-        self.call(op, queue, 0, &[])
+    pub(crate) fn request(&self, op: Op, argument: u64) -> Result {
+        self.call(op, argument, &[])
     }
 
     /// Has the backend write to configuration space. Sleeps. Errors as [`request`](Self::request).
     pub(crate) fn write_config(&self, offset: u32, data: &[u8]) -> Result {
-        let mut offset = offset;
+        let mut offset = u64::from(offset);
         for part in data.chunks(wire::WRITE_SIZE) {
-            self.call(Op::ConfigWrite, 0, offset, part)?;
-            offset = offset
-                .checked_add(u32::try_from(part.len())?)
-                .ok_or(EINVAL)?;
+            self.call(Op::ConfigWrite, offset, part)?;
+            offset += part.len() as u64;
         }
         Ok(())
     }
 
-    fn call(&self, op: Op, queue: u32, offset: u32, data: &[u8]) -> Result {
+    fn call(&self, op: Op, argument: u64, data: &[u8]) -> Result {
         let mut sequence = self.sequence.lock();
 
         if self.control.is_dead() {
@@ -142,12 +148,14 @@ impl Link {
         }
 
         *sequence = sequence.wrapping_add(1);
-        self.control.post(*sequence, op, queue, offset, data)?;
+        self.control.post(*sequence, op, argument, data)?;
 
         let start = Instant::now();
         self.channel.notify();
         let result = self.await_answer(*sequence, start);
-        self.requests.record(op, &result, start.elapsed());
+        let micros = u64::try_from(start.elapsed().as_nanos() / 1000).unwrap_or(0);
+        self.requests.record(op, &result, micros);
+        trace::request(&self.dev, op.name(), argument, &result, micros);
         result
     }
 

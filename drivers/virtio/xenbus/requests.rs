@@ -10,7 +10,6 @@ use kernel::{
         ordering,
         Atomic, //
     },
-    time::Delta, //
 };
 
 use super::wire::Op;
@@ -64,9 +63,8 @@ impl Requests {
         Self(Op::ALL.map(|_| Tally::new()))
     }
 
-    /// Records a request that has taken so long. Not to be called twice at a time.
-    pub(crate) fn record(&self, op: Op, result: &Result, took: Delta) {
-        let micros = u64::try_from(took.as_nanos() / 1000).unwrap_or(0);
+    /// Records a request that has taken so many microseconds. Not to be called twice at a time.
+    pub(crate) fn record(&self, op: Op, result: &Result, micros: u64) {
         let mut tallies = Op::ALL.into_iter().zip(&self.0);
         if let Some((_, tally)) = tallies.find(|(other, _)| *other == op) {
             tally.record(result.is_err(), micros);
@@ -116,7 +114,7 @@ mod tests {
         let requests = Requests::new();
         for (op, count) in Op::ALL.into_iter().zip(0..) {
             for _ in 0..count {
-                requests.record(op, &Ok(()), Delta::from_micros(7));
+                requests.record(op, &Ok(()), 7);
             }
         }
         for (tally, count) in requests.0.iter().zip(0..) {

@@ -23,6 +23,7 @@ use crate::{
             QueueMap,
             SharedPartition, //
         },
+        trace::Source,
         virtio::{
             Device,
             Features,
@@ -172,10 +173,11 @@ impl XenbusTransport {
         dev.limit_buffers(limits.min().unwrap_or(wire::PAGE_SIZE));
 
         let mut maps = KVec::with_capacity(count, GFP_KERNEL)?;
-        for span in plan.queues() {
+        for (index, span) in plan.queues().iter().enumerate() {
             let own = Partition::new(span.first_page, span.pages)?;
+            let source = Source::new(&self.dev, u16::try_from(index)?);
             let map = Arc::pin_init(
-                QueueMap::new(pool.clone(), own, overflow.clone()),
+                QueueMap::new(pool.clone(), own, overflow.clone(), source),
                 GFP_KERNEL,
             )?;
             maps.push(map, GFP_KERNEL)?;
@@ -310,7 +312,7 @@ impl Transport for XenbusTransport {
         let old = self.status.load(ordering::Relaxed);
 
         control.set_status(status);
-        match self.link.request(Op::Status, 0) {
+        match self.link.request(Op::Status, status.into()) {
             Ok(()) => self.status.store(status.into(), ordering::Relaxed),
             Err(e) => {
                 self.report(fmt!("device status {status:#x} is refused"), e);
@@ -383,7 +385,7 @@ impl Transport for XenbusTransport {
         self.features.accept(*features);
         self.link.control.set_features(*features);
         self.link
-            .request(Op::Features, 0)
+            .request(Op::Features, low)
             .inspect_err(|&e| self.report(fmt!("features {features:#x?} are refused"), e))
     }
 

@@ -6,7 +6,8 @@
 
 use super::{
     bindings,
-    grant::SharedPages, //
+    grant::SharedPages,
+    trace::Source, //
 };
 use crate::{
     address::{
@@ -113,14 +114,18 @@ pub(crate) struct QueueMap {
     own: SpinLockIrq<Own>,
 
     overflow: Arc<SharedPartition>,
+
+    source: Source,
 }
 
 impl QueueMap {
-    /// Creates an initialiser; both partitions cover pages of `memory`.
+    /// Creates an initialiser; both partitions cover pages of `memory`. `source` is the virtqueue
+    /// that this is for.
     pub(crate) fn new(
         memory: Arc<SharedPages>,
         partition: Partition,
         overflow: Arc<SharedPartition>,
+        source: Source,
     ) -> impl PinInit<Self> {
         let own = Own {
             partition,
@@ -130,7 +135,13 @@ impl QueueMap {
             memory,
             own <- new_spinlock_irq!(own, "virtio_xenbus_queue_pool"),
             overflow,
+            source,
         })
+    }
+
+    /// The virtqueue that this is for.
+    pub(super) fn source(&self) -> &Source {
+        &self.source
     }
 
     /// How much of the queue's own partition is in use. Callable in any context.
@@ -243,13 +254,18 @@ impl QueueMap {
         }
     }
 
-    /// Gives back what `alloc()` gave for `len` bytes.
-    fn free(&self, addr: u64, len: usize) {
+    /// Gives back what `alloc()` gave for `len` bytes. Before anybody else can get it, `report` is
+    /// told the offset in the pool, and the address of the memory that was mapped there, if any.
+    fn free(&self, addr: u64, len: usize, report: impl FnOnce(usize, Option<usize>)) {
         let Address::Pool(offset) = address::decode(addr) else {
             return;
         };
-        let tag = self.with_partition(offset, |_| (), |partition| partition.free(offset, len));
-        if tag.is_none() {
+        let free = |partition: &mut Partition| {
+            let tag = partition.free(offset, len);
+            report(offset, tag);
+            tag
+        };
+        if self.with_partition(offset, |_| (), free).is_none() {
             // The rings keep addresses where the backend cannot change them, so this is a bug.
             pr_warn_once!("freed what was not allocated: {len} bytes at {offset:#x}\n");
         }
@@ -298,7 +314,9 @@ extern "C" fn map_page(
             counters.to_pool += size as u64;
         }
     };
-    let Some(offset) = this.alloc(size, buffer.addr(), count) else {
+    let offset = this.alloc(size, buffer.addr(), count);
+    this.source.map(buffer.addr(), offset, size, dir);
+    let Some(offset) = offset else {
         return MAPPING_ERROR;
     };
 
@@ -326,7 +344,9 @@ extern "C" fn unmap_page(
         // SAFETY: The buffer is valid until this function returns.
         unsafe { this.copy_out(addr, size) };
     }
-    this.free(addr, size);
+    this.free(addr, size, |offset, buffer| {
+        this.source.unmap(offset, buffer, size, dir);
+    });
 }
 
 extern "C" fn sync_single_for_cpu(
@@ -384,7 +404,7 @@ extern "C" fn free(
     _attrs: c_ulong,
 ) {
     // SAFETY: The rings pass the token of a queue that exists.
-    unsafe { QueueMap::from_token(map) }.free(addr, size);
+    unsafe { QueueMap::from_token(map) }.free(addr, size, |_, _| ());
 }
 
 extern "C" fn need_sync(_map: bindings::virtio_map, _addr: bindings::dma_addr_t) -> bool {

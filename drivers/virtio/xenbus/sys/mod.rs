@@ -13,6 +13,7 @@ pub(crate) mod debugfs;
 pub(crate) mod event_channel;
 pub(crate) mod grant;
 pub(crate) mod map;
+pub(crate) mod trace;
 pub(crate) mod virtio;
 pub(crate) mod virtqueue;
 pub(crate) mod watcher;

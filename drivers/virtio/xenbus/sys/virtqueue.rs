@@ -12,6 +12,7 @@ use super::{
         Handler, //
     },
     map::QueueMap,
+    trace::Source,
     virtio,
     xenbus, //
 };
@@ -94,15 +95,17 @@ struct Interrupt {
     events: Atomic<u64>,
     /// Events without work.
     spurious: Atomic<u64>,
+    source: Source,
 }
 
 impl Interrupt {
-    fn new(vq: NonNull<bindings::virtqueue>) -> Self {
+    fn new(vq: NonNull<bindings::virtqueue>, source: Source) -> Self {
         Self {
             vq,
             idle: Atomic::new(0),
             events: Atomic::new(0),
             spurious: Atomic::new(0),
+            source,
         }
     }
 
@@ -130,14 +133,17 @@ impl Handler for Interrupt {
         let vq = self.vq.as_ptr();
 
         // SAFETY: The channel, and with it the handler, goes before the virtqueue.
-        let worked = unsafe {
-            if bindings::virtqueue_is_broken(vq) {
-                return Event::Dead;
-            }
-            bindings::vring_interrupt(irq, vq.cast()) == bindings::irqreturn::IRQ_HANDLED
-        };
+        if unsafe { bindings::virtqueue_is_broken(vq) } {
+            return Event::Dead;
+        }
 
         Self::count(&self.events);
+        self.source.interrupt();
+
+        // SAFETY: As above.
+        let answer = unsafe { bindings::vring_interrupt(irq, vq.cast()) };
+        let worked = answer == bindings::irqreturn::IRQ_HANDLED;
+
         let idle = if worked {
             0
         } else {
@@ -228,9 +234,10 @@ impl Queue {
             None => return Err(EINVAL),
         };
 
+        let interrupt = Interrupt::new(vq, ring.map.source().clone());
         let queue = KBox::pin_init(
             try_pin_init!(Self {
-                channel <- Channel::new(xenbus, name, Interrupt::new(vq)),
+                channel <- Channel::new(xenbus, name, interrupt),
                 ring,
                 index,
                 kicks: Atomic::new(0),
@@ -366,6 +373,7 @@ unsafe extern "C" fn notify(vq: *mut bindings::virtqueue) -> bool {
 
     // Beside the hypercall this is nothing.
     queue.kicks.fetch_add(1, ordering::Relaxed);
+    queue.map().source().kick();
     queue.channel.notify();
     true
 }
