@@ -65,6 +65,9 @@ impl Doorbell for FakeDoorbell {
     }
 }
 
+/// The size that queues are offered with, at least.
+pub const LARGEST: u16 = 64;
+
 /// The driver's side of a queue in a pool of 1 MiB.
 pub struct Driver {
     pub pool: Pool,
@@ -96,7 +99,8 @@ impl Driver {
 
     /// What the device is given.
     pub fn ring(&self) -> Ring {
-        let mut queue = Queue::new(self.size).unwrap();
+        let mut queue = Queue::new(LARGEST.max(self.size)).unwrap();
+        queue.try_set_size(self.size).unwrap();
         queue.try_set_desc_table_address(POOL_START).unwrap();
         queue.try_set_avail_ring_address(Self::at(AVAIL)).unwrap();
         queue.try_set_used_ring_address(Self::at(USED)).unwrap();

@@ -74,7 +74,7 @@ impl Queue {
                 block_size: disk.block_size(),
                 readonly: disk.readonly(),
                 discard: disk.can_discard(),
-                descriptors: usize::from(size),
+                descriptors: usize::from(ring.queue.max_size()),
             },
             disk: Arc::clone(disk),
             aio,

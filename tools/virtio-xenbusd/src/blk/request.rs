@@ -75,7 +75,8 @@ pub struct Limits {
     pub readonly: bool,
     /// Discards are accepted.
     pub discard: bool,
-    /// The most descriptors that a chain may have.
+    /// The most descriptors that a chain may have: a driver with a smaller ring than offered
+    /// still goes by `seg_max`.
     pub descriptors: usize,
 }
 

@@ -11,7 +11,7 @@ use vm_memory::Bytes;
 
 use super::disk::Disk;
 use super::{SECTOR, SERIAL_SIZE, Serial, Settings, queue};
-use crate::testing::{DATA, Driver, INDIRECT, NEXT, WRITE};
+use crate::testing::{DATA, Driver, INDIRECT, LARGEST, NEXT, WRITE};
 use crate::worker::Worker;
 
 const READ: u32 = 0;
@@ -243,6 +243,36 @@ fn indirect_descriptors() {
         .descriptor(0, 5, Driver::at(TABLE).0, 48, INDIRECT, 0);
     assert_eq!(disk.send(5), (OK, 513));
     assert_eq!(disk.pool_bytes(BUFFER, 512), [2; 512]);
+}
+
+/// As virtio_blk uses a ring that is smaller than it may be: `seg_max` is for the largest.
+#[test]
+fn indirect_table_larger_than_the_ring() {
+    const TABLE: u64 = 0x8000;
+    for (length, fits) in [(LARGEST, true), (LARGEST + 1, false)] {
+        let mut disk = Fixture::writable(&format!("large{length}"));
+        assert!(disk.driver.size < LARGEST);
+        disk.header(READ, 2);
+        let describe = |index, offset, len, flags| {
+            let address = Driver::at(offset).0;
+            disk.driver
+                .descriptor(TABLE, index, address, len, flags, index + 1);
+        };
+        describe(0, HEADER, 16, NEXT);
+        for index in 1..length - 1 {
+            describe(index, BUFFER + 512 * u64::from(index), 512, NEXT | WRITE);
+        }
+        describe(length - 1, STATUS, 1, WRITE);
+        let table = Driver::at(TABLE).0;
+        disk.driver
+            .descriptor(0, 0, table, 16 * u32::from(length), INDIRECT, 0);
+        if fits {
+            assert_eq!(disk.send(0), (OK, 512 * u32::from(length - 2) + 1));
+        } else {
+            disk.driver.submit(0);
+            assert!(disk.breaks().contains("too many descriptors"));
+        }
+    }
 }
 
 #[test]
