@@ -19,7 +19,7 @@ def test_reload_20_times(lab):
         script(guest, "reload", 2)
         before = count(lab, guest)
         script(guest, "reload", 20, timeout=400)
-        assert_same(before, count(lab, guest))
+        assert_same(lab, guest, before)
         guest.run("dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct")
 
 
@@ -29,7 +29,7 @@ def test_reload_20_times_under_load(lab):
         script(guest, "reload", 2, "--load", timeout=200)
         before = count(lab, guest)
         script(guest, "reload", 20, "--load", timeout=600)
-        assert_same(before, count(lab, guest))
+        assert_same(lab, guest, before)
         guest.run("dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct")
 
 
@@ -45,7 +45,7 @@ def test_unloaded_driver_holds_nothing(lab):
             during = count(lab, guest)
             guest.run(["rmmod", "virtio_xenbus"])
             vanishes(guest, "/dev/vda")
-        assert_same(before, count(lab, guest))
+        assert_same(lab, guest, before)
         # The count sees what there is to see.
         for who, what in ((guest.name, "grants"), (guest.name, "event channels"),
                           ("dom0", "grant mappings"), ("dom0", "event channels"),
@@ -67,7 +67,7 @@ def test_unbind_and_bind_virtio_driver(lab):
                 rebind(guest, f"/sys/bus/virtio/drivers/{driver}",
                        device.rpartition("/")[2], path)
             before = before or count(lab, guest)
-        assert_same(before, count(lab, guest))
+        assert_same(lab, guest, before)
         assert guest.run(["head", "-c", 4, "/dev/vda"]).stdout == "kept"
 
 
@@ -82,5 +82,5 @@ def test_unbind_and_bind_xenbus_device(lab):
                                  ("virtio-0", "/sys/class/net/eth0")):
                 rebind(guest, "/sys/bus/xen/drivers/virtio_xenbus", device, path)
             before = before or count(lab, guest)
-        assert_same(before, count(lab, guest))
+        assert_same(lab, guest, before)
         assert guest.run(["head", "-c", 4, "/dev/vda"]).stdout == "kept"
