@@ -186,7 +186,7 @@ def test_nothing_leaks(lab):
     with SETUP(lab) as one:
         rounds(2)
         before = count(lab, one)
-        rounds(10)
+        rounds(5)
         assert_same(lab, one, before)
 
 

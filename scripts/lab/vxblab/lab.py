@@ -90,7 +90,7 @@ class Dom0(Machine):
 
     def create_guest(self, name, *, type="pv", memory=512, vcpus=1, kernel="stock",
                      disks=(), cards=(), xl=(), append="", agent=True, paused=False,
-                     timeout=180):
+                     timeout=240):
         """Create a guest and wait until its init is done; returns the Guest.
 
         disks, cards, xl: as `lab guest create` has --disk, --card and --xl."""
@@ -138,7 +138,7 @@ class Lab:
     def running(self):
         return qemu.pid(self.directory) is not None
 
-    def up(self, timeout=180, **options):
+    def up(self, timeout=300, **options):
         """Boot, unless it runs. options: see OPTIONS. Returns self."""
         unknown = set(options) - set(OPTIONS)
         if unknown:

@@ -19,7 +19,7 @@ from vxblab.lab import DAEMON_LOG, Lab
 
 from . import reports
 
-LIMIT = 900  # seconds one test may take
+LIMIT = 1200  # seconds one test may take
 TAIL = 25  # lines of a console shown at a failure
 MESSAGE = 12  # lines of a failure's message said once more at the end
 
