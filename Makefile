@@ -12,7 +12,7 @@ build := $(CURDIR)/build
 modules := $(build)/modules/$(KVER)
 in_tree := scripts/in-build-tree
 
-.PHONY: all modules tools demo check kunit lab bench lint format payload clean help
+.PHONY: all modules tools man packages demo check kunit lab bench lint format payload clean help
 all: modules
 
 modules:
@@ -28,9 +28,12 @@ tools:
 	cargo build --release --locked --manifest-path tools/Cargo.toml \
 		--target-dir "$(build)/tools"
 
+man:
+	scripts/man-pages "$(build)/man"
+
 # From here on a Debian 13 tree of the project's own has the compilers, so that
 # these work on Debian 12 too.
-payload demo check kunit lab bench lint format: setup
+payload packages demo check kunit lab bench lint format: setup
 
 .PHONY: setup
 setup:
@@ -38,6 +41,9 @@ setup:
 
 payload:
 	@$(in_tree) scripts/payload "$(build)/payload"
+
+packages:
+	@$(in_tree) scripts/build-debs "$(build)/packages"
 
 demo bench: payload
 	@scripts/$@ $(ARGS)
@@ -65,6 +71,7 @@ help:
 	@echo '                                     a named kernel (W=1 CLIPPY=1 C=1 as in the'
 	@echo '                                     kernel)'
 	@echo 'make tools                           virtio-xenbusd and its control tool'
+	@echo 'make man                             manual pages, in build/man'
 	@echo
 	@echo 'As root on Debian 12 or 13; packages, Debian trees and kernels are fetched:'
 	@echo 'make demo      boot Xen, dom0 and a guest; show a disk and a card at work'
@@ -72,6 +79,7 @@ help:
 	@echo 'make kunit     the KUnit suites alone'
 	@echo 'make lab       the running system by hand: dom0 shell, guest console'
 	@echo 'make bench     fio and iperf3, beside xen-blkfront and xen-netfront'
+	@echo 'make packages  Debian packages, in build/packages'
 	@echo 'make payload   module and daemon as the lab takes them, in build/payload'
 	@echo 'make lint      every checker; make format formats'
 	@echo 'make clean     removes build/ (the cache is $${VXB_CACHE:-/var/cache/virtio-xenbus})'
