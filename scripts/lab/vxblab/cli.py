@@ -148,6 +148,8 @@ def add_run_options(parser, script):
 def add_up_options(parser):
     parser.add_argument("--icount", action="store_true", default=None,
                         help="time counts instructions: one CPU, 1 ns each")
+    parser.add_argument("--one-thread", action="store_true", default=None,
+                        help="all CPUs in one thread of the host")
     for name, what in (("memory", "MiB of the machine"), ("cpus", "CPUs of the machine"),
                        ("dom0-memory", "MiB of dom0"), ("dom0-vcpus", "CPUs of dom0")):
         default = OPTIONS[name.replace("-", "_")]

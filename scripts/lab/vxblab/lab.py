@@ -15,7 +15,7 @@ from .machine import Machine
 # More CPUs than the host has: a guest's CPUs that wait for each other spin, and must
 # then not wait for their turn in the hypervisor as well.
 OPTIONS = {"memory": 3072, "cpus": 4, "dom0_memory": 1024, "dom0_vcpus": 1,
-           "icount": False}
+           "one_thread": False, "icount": False}
 DAEMON_LOG = "/var/log/virtio-xenbusd.log"
 
 

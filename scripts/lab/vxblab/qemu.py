@@ -30,9 +30,10 @@ def free_port():
 
 
 def arguments(directory, boot, port, payload, options):
-    """QEMU's command line. options: memory, cpus, dom0_memory, dom0_vcpus, icount."""
+    """QEMU's command line. options: those of lab.OPTIONS."""
     xen = XEN.format(memory=options["dom0_memory"], vcpus=options["dom0_vcpus"])
-    accel = ["-accel", "tcg,thread=multi", "-smp", str(options["cpus"])]
+    thread = "single" if options["one_thread"] else "multi"
+    accel = ["-accel", f"tcg,thread={thread}", "-smp", str(options["cpus"])]
     if options["icount"]:
         accel = ["-accel", "tcg,thread=single", "-smp", "1",
                  "-icount", "shift=0,sleep=off"]

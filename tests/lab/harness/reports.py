@@ -16,9 +16,18 @@ _TROUBLE = re.compile("|".join((
 )))
 
 
-def find(text):
-    """The lines of a console's text that report trouble."""
-    return [line.strip() for line in text.splitlines() if _TROUBLE.search(line)]
+def find(text, expected=None):
+    """The lines of a console's text that report trouble, other than `expected`."""
+    return [line.strip() for line in text.splitlines()
+            if _TROUBLE.search(line) and not (expected and re.search(expected, line))]
+
+
+def expected(pattern):
+    """Decorates a test that makes a kernel report trouble which matches the pattern."""
+    def decorate(test):
+        test.expected_trouble = pattern
+        return test
+    return decorate
 
 
 class Consoles:
@@ -40,7 +49,8 @@ class Consoles:
                 texts[name] = file.read().decode(errors="replace").replace("\r", "")
         return texts
 
-    def trouble(self):
-        """Console name -> lines that report trouble, without the quiet consoles."""
-        found = {name: find(text) for name, text in self.texts().items()}
+    def trouble(self, pattern=None):
+        """Console name -> lines that report trouble other than `pattern`, without the
+        quiet consoles."""
+        found = {name: find(text, pattern) for name, text in self.texts().items()}
         return {name: lines for name, lines in found.items() if lines}

@@ -2,9 +2,15 @@
 """Finds the tests, gives them a lab, says how each went."""
 
 import argparse
+import concurrent.futures
 import contextlib
 import importlib
 import inspect
+import io
+import itertools
+import json
+import math
+import multiprocessing
 import os
 import pathlib
 import re
@@ -14,12 +20,14 @@ import time
 import traceback
 
 import support
+from vxblab import files
 from vxblab.channel import LabError
 from vxblab.lab import DAEMON_LOG, Lab
 
 from . import reports
 
 LIMIT = 1200  # seconds one test may take
+LAB_KIB = 3584 << 10  # memory that a lab takes
 TAIL = 25  # lines of a console shown at a failure
 MESSAGE = 12  # lines of a failure's message said once more at the end
 
@@ -94,20 +102,20 @@ def show(texts, trace):
             print("\n".join(f"  | {line}" for line in lines))
 
 
-def run_one(name, function, lab, results, last):
+def run_one(name, function, lab, options, results, last):
     """Run a test; returns why it failed, None if it passed. What tests share stays for
     the next one of the same file, unless this is the last one or failed."""
     begin = time.monotonic()
     consoles = None
     try:
-        lab.up()
+        lab.up(**options)
         consoles = reports.Consoles(lab)
         with limited(LIMIT):
             function(lab)
             if last:
                 support.release()
                 clean(lab)
-        trouble = consoles.trouble()
+        trouble = consoles.trouble(getattr(function, "expected_trouble", None))
         if trouble:
             raise Failed("; ".join(f"{where} reports: {lines[0]}"
                                    for where, lines in trouble.items()))
@@ -146,12 +154,110 @@ def recover(lab):
         lab.down()
 
 
+def run_file(tests, lab, options, results):
+    """Run the tests of one file; returns name -> why it failed. What a test prints comes
+    in one piece."""
+    failed = {}
+    for number, (name, function) in enumerate(tests, 1):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            reason = run_one(name, function, lab, options, results, number == len(tests))
+        sys.stdout.write(said.getvalue())
+        sys.stdout.flush()
+        if reason:
+            failed[name] = reason
+    return failed
+
+
+class Worker:
+    """A process that runs files of tests in a lab of its own, on a CPU of its own if there
+    are several workers."""
+
+    lab, options = None, {}
+
+    @classmethod
+    def start(cls, names, cpus):
+        """In the new process. names, cpus: queues with something for each."""
+        cls.lab = Lab(names.get())
+        if cpu := cpus.get():
+            os.sched_setaffinity(0, cpu)
+            # More threads than CPUs would wait for each other.
+            cls.options = {"one_thread": True}
+
+    @classmethod
+    def run(cls, tests, results):
+        begin = time.monotonic()
+        failed = run_file(tests, cls.lab, cls.options, results)
+        return failed, time.monotonic() - begin
+
+
+def workers_for(count):
+    """How many labs run side by side: one for each CPU, as far as there is memory."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available = int(re.search(r"^MemAvailable: *(\d+) kB", file.read(), re.M)[1])
+    return max(1, min(count, len(os.sched_getaffinity(0)), available // LAB_KIB))
+
+
+class Durations:
+    """How long each file of tests took last time. The longest are begun first."""
+
+    def __init__(self):
+        self._path = files.CACHE / "lab" / "durations"
+        try:
+            self._seconds = json.loads(self._path.read_text("ascii"))
+        except (OSError, ValueError):
+            self._seconds = {}
+
+    def order(self, groups):
+        """Those that are not known come first."""
+        return sorted(groups, key=lambda name: -self._seconds.get(name, math.inf))
+
+    def record(self, name, seconds):
+        self._seconds[name] = round(seconds)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._seconds), "ascii")
+
+
+def run_all(tests, jobs, results, keep_labs):
+    """Run all tests; returns name -> why it failed."""
+    groups = {}
+    for name, function in tests.items():
+        groups.setdefault(name.split("/")[0], []).append((name, function))
+    durations = Durations()
+    context = multiprocessing.get_context("fork")
+    names, cpus = context.Queue(), context.Queue()
+    base = os.environ.get("VXB_LAB", "check")
+    labs = [base if jobs == 1 else f"{base}-{number}" for number in range(jobs)]
+    for name, cpu in zip(labs, itertools.cycle(sorted(os.sched_getaffinity(0)))):
+        names.put(name)
+        cpus.put({cpu} if jobs > 1 else None)
+    failed = {}
+    try:
+        with concurrent.futures.ProcessPoolExecutor(
+                jobs, context, Worker.start, (names, cpus)) as pool:
+            running = {pool.submit(Worker.run, groups[name], results): name
+                       for name in durations.order(groups)}
+            for done in concurrent.futures.as_completed(running):
+                reasons, seconds = done.result()
+                failed |= reasons
+                if not reasons and len(groups) > 1:
+                    durations.record(running[done], seconds)
+    finally:
+        if not keep_labs:
+            for name in labs:
+                Lab(name).down()
+    return failed
+
+
 def main(directory):
     parser = argparse.ArgumentParser(prog="tests/lab/run", description=__doc__)
     parser.add_argument("--filter", default="", metavar="REGEX",
                         help="only tests whose name contains it")
     parser.add_argument("--list", action="store_true", help="only name the tests")
-    parser.add_argument("--keep", action="store_true", help="leave the lab running")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="labs side by side; without it, one for each CPU")
+    parser.add_argument("--keep", action="store_true",
+                        help="leave the lab running; there is but one")
     parser.add_argument("--results", type=pathlib.Path,
                         default=directory.parents[1] / "build" / "lab-results",
                         help="where logs of failed tests go")
@@ -166,17 +272,10 @@ def main(directory):
         return 1
     # Killed or interrupted, the lab goes all the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lab = Lab(os.environ.get("VXB_LAB", "check"))
     results = options.results / time.strftime("%Y%m%d-%H%M%S")
-    failed = {}
-    try:
-        for (name, function), after in zip(tests.items(), [*list(tests)[1:], ""]):
-            last = name.split("/")[0] != after.split("/")[0]
-            if reason := run_one(name, function, lab, results, last):
-                failed[name] = reason
-    finally:
-        if not options.keep:
-            lab.down()
+    count = len({name.split("/")[0] for name in tests})
+    jobs = options.jobs or (1 if options.keep else workers_for(count))
+    failed = run_all(tests, jobs, results, options.keep)
     if failed:
         summarise(failed, results)
     print(f"{len(tests) - len(failed)} passed, {len(failed)} failed")
