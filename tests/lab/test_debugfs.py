@@ -11,6 +11,7 @@ from support import (Setup, appears, cards, fio, images, interrupts, rebind, scr
 
 DISK, CARD = "/sys/block/vda", "/sys/class/net/eth0"
 MIB = 1 << 20
+POOL = 1 << 62  # marks an address in the pool
 POOLS = {DISK: 8 * MIB, CARD: 16 * MIB}
 INSIDE = Setup(cards("inside"), images("inside.img"),
                inside={"disks": ["virtio:/scratch/inside.img"], "cards": ["virtio"],
@@ -219,7 +220,7 @@ def test_events(lab):
 def place(event):
     """Where a buffer is and which way it goes, in a map or unmap event."""
     return tuple(event[name] for name in
-                 ("queue", "address", "offset", "length", "direction"))
+                 ("queue", "address", "dma", "length", "direction"))
 
 
 def copied(events, direction):
@@ -238,10 +239,11 @@ def check_events(events, devices):
             continue
         assert int(event["queue"]) < queues, event
         if kind in ("map", "unmap"):
-            assert set(event) == {"device", "queue", "address", "offset", "length",
+            assert set(event) == {"device", "queue", "address", "dma", "length",
                                   "direction", "result"}
             assert event["result"] == "0" and int(event["address"], 0) > 0, event
-            assert 0 < int(event["length"]) <= pool - int(event["offset"], 0), event
+            offset = int(event["dma"], 0) - POOL
+            assert 0 <= offset < offset + int(event["length"]) <= pool, event
             assert event["direction"] in ("TO_DEVICE", "FROM_DEVICE", "BIDIRECTIONAL"), event
 
 

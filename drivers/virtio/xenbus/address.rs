@@ -39,10 +39,6 @@ pub(crate) fn pool(offset: usize) -> u64 {
 ///
 /// An `offset` past the end of that page is in the page of one of the next references, which are
 /// consecutive. The address is never `DMA_MAPPING_ERROR`: its bits 62 to 44 are clear.
-#[cfg_attr(
-    not(CONFIG_KUNIT = "y"),
-    expect(dead_code, reason = "address modes grant and machine")
-)]
 pub(crate) fn grant(gref: u32, offset: usize) -> u64 {
     const BITS: u64 = (1 << (u32::BITS + ADDR_SHIFT)) - 1;
 
@@ -66,10 +62,6 @@ pub(crate) fn decode(addr: u64) -> Address {
 }
 
 /// The number of pages that `len` bytes at `offset` touch, or [`None`] if they wrap around.
-#[cfg_attr(
-    not(CONFIG_KUNIT = "y"),
-    expect(dead_code, reason = "address modes grant and machine")
-)]
 pub(crate) fn pages_spanned(offset: usize, len: usize) -> Option<usize> {
     let Some(last) = len.checked_sub(1) else {
         return Some(0);

@@ -30,6 +30,8 @@ use crate::{
             Dir,
             File, //
         },
+        page::is_translated,
+        parameters::address_mode,
         virtio::Registration,
         xenbus::{
             self,
@@ -77,9 +79,6 @@ static ID_TABLE: IdTable<3> = IdTable::new(["virtio", "virtio_disk"]);
 
 /// No way through the states is longer.
 const MAX_STEPS: usize = 8;
-
-/// The address modes that this driver can use, best first.
-const MODES: &[Mode] = &[Mode::Pool];
 
 /// What is there of a device.
 enum Stage {
@@ -329,7 +328,7 @@ fn read_offer(dev: &xenbus::Device<Bound>) -> Result<Choice> {
         _ => module_parameters::other_pool_kib.value(),
     };
     let limits = Limits {
-        modes: MODES,
+        modes: Mode::allowed(address_mode(), is_trusted(dev)),
         pool_pages: pool_kib as usize * 1024 / wire::PAGE_SIZE,
     };
 
@@ -351,6 +350,12 @@ fn expected_device_id(dev: &xenbus::Device<Bound>) -> Result<u32> {
     device_id(kind, bytes(&name)).map_err(|refusal| refuse(dev, &refusal))
 }
 
+/// Whether the toolstack says that the backend may see more than what is meant for it; the same key
+/// as xen-blkfront's and xen-netfront's (XSA-403). The backend cannot write to it.
+fn is_trusted(dev: &xenbus::Device<Bound>) -> bool {
+    xenstore::read(dev.node_name(), c"trusted").map_or(true, |value| value.as_bytes() != b"0")
+}
+
 fn bytes(value: &Option<Value>) -> Option<&[u8]> {
     value.as_ref().map(Value::as_bytes)
 }
@@ -361,11 +366,20 @@ fn publish(dev: &xenbus::Device<Bound>, choice: &Choice, link: &Link) -> Result 
     let reference = CString::try_from_fmt(fmt!("{}", link.control.reference()?))?;
     let port = CString::try_from_fmt(fmt!("{}", link.port()))?;
 
+    let frames = if is_translated() {
+        wire::FRAMES_GUEST
+    } else {
+        wire::FRAMES_MACHINE
+    };
+
     Transaction::run(|transaction| {
         let write = |key: &CStr, text: &CStr| transaction.write(dev.node_name(), key, text);
 
         write(wire::KEY_VERSION, &version)?;
         write(wire::KEY_MODE, choice.mode.name())?;
+        if choice.mode == Mode::Machine {
+            write(wire::KEY_FRAMES, frames)?;
+        }
         write(wire::KEY_CONTROL_REF, &reference)?;
         write(wire::KEY_EVTCHN, &port)
     })

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/mm.h>
+#include <linux/net.h>
 #include <linux/vmalloc.h>
 
+#include <xen/features.h>
 #include <xen/page.h>
 #include <xen/xenbus.h>
 
@@ -15,6 +17,26 @@ unsigned long vxb_page_to_gfn(struct page *page)
 void *vxb_page_address(struct page *page)
 {
 	return page_address(page);
+}
+
+unsigned long vxb_page_entry(struct page *page, unsigned long index)
+{
+	unsigned long pfn = page_to_pfn(page) + index;
+
+	/* In a translated guest nothing else tells of another domain's page. */
+	if (PageForeign(pfn_to_page(pfn)))
+		return FOREIGN_FRAME(pfn);
+	return vxb_is_translated() ? pfn : __pfn_to_mfn(pfn);
+}
+
+bool vxb_is_translated(void)
+{
+	return xen_feature(XENFEAT_auto_translated_physmap);
+}
+
+bool vxb_page_can_be_kept(struct page *page)
+{
+	return sendpage_ok(page) && !PageForeign(page);
 }
 
 void *vxb_vmap(struct page **pages, unsigned int count)

@@ -17,8 +17,27 @@ unsigned long vxb_page_to_gfn(struct page *page);
 /* The address of @page in the direct map. */
 void *vxb_page_address(struct page *page);
 
+/*
+ * What the p2m has for the page that is @index pages behind @page: the frame,
+ * or with the bits of asm/xen/page.h what there is instead. In a translated
+ * guest, the number of the page.
+ */
+unsigned long vxb_page_entry(struct page *page, unsigned long index);
+
+/* Whether the guest's frame numbers are its own, not the machine's. */
+bool vxb_is_translated(void);
+
+/*
+ * Whether @page is this domain's memory, and a reference to it keeps it from
+ * being used for something else: not so for what the slab allocator has.
+ */
+bool vxb_page_can_be_kept(struct page *page);
+
 /* Maps @count pages one behind the other, readable and writable. */
 void *vxb_vmap(struct page **pages, unsigned int count);
+
+/* The parameter address_mode, as a position in its list of values. */
+int vxb_address_mode(void);
 
 /* xenbus_dev_fatal() for a text that is complete. */
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text);

@@ -7,7 +7,11 @@ use crate::{
         Control,
         ControlInterrupt, //
     },
-    negotiate::Choice,
+    negotiate::{
+        Choice,
+        Mode, //
+    },
+    partition::MAX_BUFFER,
     report::ModeReport,
     requests::Requests,
     sys::{
@@ -17,7 +21,16 @@ use crate::{
         },
         event_channel::Channel,
         grant::SharedPages,
+        map::{
+            Direct,
+            Observer, //
+        },
+        references::References,
         trace,
+        work::{
+            Task,
+            Work, //
+        },
         xenbus, //
     },
     wire::{
@@ -61,6 +74,9 @@ pub(crate) struct Link {
 
     dev: ARef<xenbus::Device>,
 
+    /// The backend's.
+    domain: u16,
+
     /// The number of the last request. The lock is held while one is under way.
     #[pin]
     sequence: Mutex<u32>,
@@ -73,7 +89,41 @@ pub(crate) struct Link {
 
     requests: File<Requests>,
 
+    /// How addresses of buffers come about.
+    mode: Mode,
     _mode: File<ModeReport>,
+
+    breaker: Arc<Work<Breaker>>,
+}
+
+/// The pages of a device that are granted at a time, apart from its pool.
+///
+/// As many requests as the queue of a disk usually has under way, of 128 KiB each; the grant table
+/// of a guest usually has 32768 entries.
+const DIRECT_PAGES: usize = 1024;
+
+/// Gives up a device whose backend keeps what it was granted for a request.
+struct Breaker {
+    control: Arc<Control>,
+    dev: ARef<xenbus::Device>,
+}
+
+impl Task for Breaker {
+    fn run(&self) {
+        if !self.control.is_dead() {
+            dev_err!(
+                self.dev,
+                "the backend has used a buffer and keeps its pages mapped: the device is given up\n"
+            );
+        }
+        self.control.kill();
+    }
+}
+
+impl Observer for Work<Breaker> {
+    fn grants_are_kept(&self) {
+        self.queue();
+    }
 }
 
 impl Link {
@@ -94,6 +144,18 @@ impl Link {
 
         control.set_pool(u32::try_from(choice.pool_pages)?, directory.references());
 
+        let breaker = Breaker {
+            control: control.clone(),
+            dev: (&**dev).into(),
+        };
+        let breaker = Arc::pin_init(
+            Work::new(
+                Ok(breaker),
+                c"virtio_xenbus_breaker",
+                kernel::static_lock_class!(),
+            ),
+            GFP_KERNEL,
+        )?;
         let name = CString::try_from_fmt(fmt!("{}-control", dev.as_ref().name()))?;
         let interrupt = ControlInterrupt(control.clone());
 
@@ -104,11 +166,14 @@ impl Link {
                 pool,
                 directory,
                 dev: (&**dev).into(),
+                domain,
                 sequence <- new_mutex!(0),
                 timeout,
                 debugfs: debugfs.clone(),
                 requests: debugfs.file(c"requests", KBox::pin(Requests::new(), GFP_KERNEL)?),
+                mode: choice.mode,
                 _mode: debugfs.file(c"mode", KBox::pin(ModeReport(choice.mode), GFP_KERNEL)?),
+                breaker,
             }? Error),
             GFP_KERNEL,
         )
@@ -117,6 +182,27 @@ impl Link {
     /// The port of the control event channel.
     pub(crate) fn port(&self) -> u32 {
         self.channel.port()
+    }
+
+    /// How each of `queues` virtqueues can have its buffers without a copy. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if the grant table is full.
+    pub(crate) fn direct(&self, queues: usize) -> Result<Direct> {
+        Ok(match self.mode {
+            Mode::Pool => Direct::Nothing,
+            Mode::Grant => Direct::Grants(References::new(
+                self.domain,
+                (DIRECT_PAGES / queues.max(1)).max(MAX_BUFFER / wire::PAGE_SIZE),
+            )?),
+            Mode::Machine => Direct::Frames,
+        })
+    }
+
+    /// Who is told of a backend that does not let go of buffers.
+    pub(crate) fn observer(&self) -> Arc<dyn Observer> {
+        self.breaker.clone()
     }
 
     /// Has the backend carry out `op`, and waits for that at most as long as the time limit says.

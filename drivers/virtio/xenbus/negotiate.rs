@@ -46,6 +46,21 @@ pub(crate) enum Mode {
 impl Mode {
     const ALL: [Mode; 3] = [Mode::Pool, Mode::Grant, Mode::Machine];
 
+    /// Those that may be used with a backend that is trusted or not; `wish` is the position of the
+    /// one that the user wants, counted from 1, or 0 for any.
+    ///
+    /// A backend that is not trusted must see nothing but what is meant for it (XSA-403).
+    pub(crate) fn allowed(wish: usize, trusted: bool) -> &'static [Mode] {
+        const ALL: &[Mode] = &Mode::ALL;
+
+        match wish.checked_sub(1) {
+            _ if !trusted => ALL.get(..1),
+            None => Some(ALL),
+            Some(position) => ALL.get(position..=position),
+        }
+        .unwrap_or_default()
+    }
+
     /// The name that stands in xenstore.
     pub(crate) fn name(self) -> &'static CStr {
         match self {
@@ -72,7 +87,7 @@ pub(crate) struct Offer<'a> {
 /// What the frontend is ready for.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
-    /// The address modes it can use and may use, best first.
+    /// The address modes that it may use.
     pub(crate) modes: &'static [Mode],
     /// The pages it would like to have in the pool.
     pub(crate) pool_pages: usize,
@@ -110,16 +125,17 @@ pub(crate) fn parse_offer<'a>(
 
 /// Chooses from `offer` what `limits` allow.
 ///
-/// Of several address modes the frontend's best is taken: how much of its memory the backend may
-/// see is the guest's decision.
+/// Of the address modes that `limits` allow the backend's best is taken: how much of its memory the
+/// backend may see is the guest's decision, what suits the device is the backend's.
 pub(crate) fn choose(offer: &Offer<'_>, limits: &Limits) -> Result<Choice, Refusal> {
     if !words(offer.versions).any(|word| decimal(word) == Some(VERSION)) {
         let found = Some(offer.versions);
         return Err(Refusal::new(KEY_VERSIONS, found, Wanted::Version));
     }
-    let offered =
-        |mode: &&Mode| words(offer.modes).any(|word| Mode::from_name(word) == Some(**mode));
-    let Some(&mode) = limits.modes.iter().find(offered) else {
+    let Some(mode) = words(offer.modes)
+        .filter_map(Mode::from_name)
+        .find(|mode| limits.modes.contains(mode))
+    else {
         let wanted = Wanted::Modes(limits.modes);
         return Err(Refusal::new(KEY_MODES, Some(offer.modes), wanted));
     };
@@ -278,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_modes_ours_that_is_best_is_taken() {
+    fn of_the_modes_that_are_allowed_the_backends_best_is_taken() {
         let limits = Limits {
             modes: &[Mode::Grant, Mode::Pool],
             ..LIMITS
@@ -286,7 +302,8 @@ mod tests {
         for (modes, mode) in [
             (&b"pool"[..], Mode::Pool),
             (b"grant", Mode::Grant),
-            (b"pool grant", Mode::Grant),
+            (b"pool grant", Mode::Pool),
+            (b"grant pool", Mode::Grant),
             (b"machine pool", Mode::Pool),
             (b"  later  pool ", Mode::Pool),
         ] {
@@ -321,6 +338,23 @@ mod tests {
             assert!(outcome(b"1", modes, b"1", b"64", &LIMITS).is_err());
         }
         Ok(())
+    }
+
+    #[test]
+    fn all_modes_are_allowed_that_the_user_leaves_open() {
+        assert_eq!(Mode::allowed(0, true), Mode::ALL);
+        assert_eq!(Mode::allowed(1, true), [Mode::Pool]);
+        assert_eq!(Mode::allowed(2, true), [Mode::Grant]);
+        assert_eq!(Mode::allowed(3, true), [Mode::Machine]);
+        assert_eq!(Mode::allowed(4, true), []);
+        assert_eq!(Mode::allowed(usize::MAX, true), []);
+    }
+
+    #[test]
+    fn a_backend_that_is_not_trusted_gets_the_pool() {
+        for wish in [0, 1, 2, 3, usize::MAX] {
+            assert_eq!(Mode::allowed(wish, false), [Mode::Pool]);
+        }
     }
 
     #[test]

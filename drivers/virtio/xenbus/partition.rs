@@ -15,7 +15,6 @@ use kernel::prelude::*;
 use super::wire::PAGE_SIZE;
 
 mod area;
-mod free_map;
 mod plan;
 
 use area::Area;

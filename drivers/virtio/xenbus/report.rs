@@ -58,6 +58,8 @@ impl Writer for Queue {
             ("interrupts", interrupts),
             ("spurious", spurious),
             ("mapped", counters.mapped),
+            ("granted", counters.granted),
+            ("machine", counters.machine),
             ("bytes_to_pool", counters.to_pool),
             ("bytes_from_pool", counters.from_pool),
         ] {

@@ -75,14 +75,14 @@ DEFINE_EVENT(virtio_xenbus_event, virtio_xenbus_interrupt,
 
 DECLARE_EVENT_CLASS(virtio_xenbus_buffer,
 		    TP_PROTO(const struct xenbus_device *dev, u16 queue,
-			     unsigned long buffer, size_t offset, size_t length,
+			     unsigned long buffer, u64 dma, size_t length,
 			     enum dma_data_direction direction, int result),
-		    TP_ARGS(dev, queue, buffer, offset, length, direction, result),
+		    TP_ARGS(dev, queue, buffer, dma, length, direction, result),
 
 		    TP_STRUCT__entry(__string(device, dev->nodename)
 				     __field(u16, queue)
 				     __field(u64, address)
-				     __field(u64, offset)
+				     __field(u64, dma)
 				     __field(u64, length)
 				     __field(int, direction)
 				     __field(int, result)),
@@ -90,14 +90,14 @@ DECLARE_EVENT_CLASS(virtio_xenbus_buffer,
 		    TP_fast_assign(__assign_str(device);
 				   __entry->queue = queue;
 				   __entry->address = buffer ? __pa(buffer) : 0;
-				   __entry->offset = offset;
+				   __entry->dma = dma;
 				   __entry->length = length;
 				   __entry->direction = direction;
 				   __entry->result = result;),
 
-		    TP_printk("device=%s queue=%u address=%#llx offset=%#llx length=%llu direction=%s result=%d",
+		    TP_printk("device=%s queue=%u address=%#llx dma=%#llx length=%llu direction=%s result=%d",
 			      __get_str(device), __entry->queue, __entry->address,
-			      __entry->offset, __entry->length,
+			      __entry->dma, __entry->length,
 			      __print_symbolic(__entry->direction,
 					       { DMA_BIDIRECTIONAL, "BIDIRECTIONAL" },
 					       { DMA_TO_DEVICE, "TO_DEVICE" },
@@ -105,20 +105,20 @@ DECLARE_EVENT_CLASS(virtio_xenbus_buffer,
 			      __entry->result)
 );
 
-/* A buffer has been given a place in the pool, or there was none. */
+/* A buffer has got an address for the device, or there is no room for it. */
 DEFINE_EVENT(virtio_xenbus_buffer, virtio_xenbus_map,
 	     TP_PROTO(const struct xenbus_device *dev, u16 queue,
-		      unsigned long buffer, size_t offset, size_t length,
+		      unsigned long buffer, u64 dma, size_t length,
 		      enum dma_data_direction direction, int result),
-	     TP_ARGS(dev, queue, buffer, offset, length, direction, result)
+	     TP_ARGS(dev, queue, buffer, dma, length, direction, result)
 );
 
 /* It has been taken back. */
 DEFINE_EVENT(virtio_xenbus_buffer, virtio_xenbus_unmap,
 	     TP_PROTO(const struct xenbus_device *dev, u16 queue,
-		      unsigned long buffer, size_t offset, size_t length,
+		      unsigned long buffer, u64 dma, size_t length,
 		      enum dma_data_direction direction, int result),
-	     TP_ARGS(dev, queue, buffer, offset, length, direction, result)
+	     TP_ARGS(dev, queue, buffer, dma, length, direction, result)
 );
 
 #endif /* VIRTIO_XENBUS_TRACE_H */

@@ -177,7 +177,14 @@ impl XenbusTransport {
             let own = Partition::new(span.first_page, span.pages)?;
             let source = Source::new(&self.dev, u16::try_from(index)?);
             let map = Arc::pin_init(
-                QueueMap::new(pool.clone(), own, overflow.clone(), source),
+                QueueMap::new(
+                    pool.clone(),
+                    own,
+                    overflow.clone(),
+                    self.link.direct(count)?,
+                    self.link.observer(),
+                    source,
+                ),
                 GFP_KERNEL,
             )?;
             maps.push(map, GFP_KERNEL)?;

@@ -13,6 +13,8 @@ mod address;
 mod control;
 mod driver;
 mod features;
+mod frame;
+mod free_map;
 mod generation;
 mod link;
 mod negotiate;

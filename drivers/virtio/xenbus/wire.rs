@@ -66,6 +66,8 @@ pub(crate) const KEY_MAX_POOL: &CStr = text(raw::VIRTIO_XENBUS_KEY_MAX_POOL);
 pub(crate) const KEY_VERSION: &CStr = text(raw::VIRTIO_XENBUS_KEY_VERSION);
 /// The frontend's choice of an address mode.
 pub(crate) const KEY_MODE: &CStr = text(raw::VIRTIO_XENBUS_KEY_MODE);
+/// Whose frame numbers machine addresses have.
+pub(crate) const KEY_FRAMES: &CStr = text(raw::VIRTIO_XENBUS_KEY_FRAMES);
 /// The grant reference of the control page.
 pub(crate) const KEY_CONTROL_REF: &CStr = text(raw::VIRTIO_XENBUS_KEY_CONTROL_REF);
 /// The control event channel.
@@ -76,6 +78,10 @@ pub(crate) const MODE_POOL: &CStr = text(raw::VIRTIO_XENBUS_MODE_POOL);
 pub(crate) const MODE_GRANT: &CStr = text(raw::VIRTIO_XENBUS_MODE_GRANT);
 /// The name of the address mode with machine addresses.
 pub(crate) const MODE_MACHINE: &CStr = text(raw::VIRTIO_XENBUS_MODE_MACHINE);
+/// Says that frame numbers are the machine's.
+pub(crate) const FRAMES_MACHINE: &CStr = text(raw::VIRTIO_XENBUS_FRAMES_MACHINE);
+/// Says that frame numbers are the guest's, and Xen translates them.
+pub(crate) const FRAMES_GUEST: &CStr = text(raw::VIRTIO_XENBUS_FRAMES_GUEST);
 
 /// A string of the header; anything else does not compile.
 const fn text(bytes: &'static [u8]) -> &'static CStr {

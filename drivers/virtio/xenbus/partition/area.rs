@@ -9,7 +9,7 @@ use core::{
 
 use kernel::prelude::*;
 
-use super::free_map::FreeMap;
+use super::super::free_map::FreeMap;
 
 /// What is known of a unit.
 #[derive(Clone, Copy)]

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mapping operations of virtqueues whose buffers are copied through a pool.
+//! The mapping operations of virtqueues: buffers are copied through a pool, or the device is given
+//! their own pages.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
 use super::{
     bindings,
     grant::SharedPages,
+    page::{
+        p2m_entry,
+        Pages, //
+    },
+    references::References,
     trace::Source, //
 };
 use crate::{
@@ -14,10 +20,12 @@ use crate::{
         self,
         Address, //
     },
+    frame::machine_address,
     partition::{
         Partition,
         Usage,
         CHUNK,
+        MAX_BUFFER,
         PAGE, //
     },
 };
@@ -82,11 +90,77 @@ impl SharedPartition {
     }
 }
 
+/// How buffers are given to the device without a copy. Those that cannot be are copied.
+pub(crate) enum Direct {
+    /// Not at all.
+    Nothing,
+    /// Whole pages are granted.
+    Grants(References),
+    /// The device may access all memory, and is told where the buffer is.
+    Frames,
+}
+
+impl Direct {
+    /// The address for the device, if the buffer can be given to it like this.
+    ///
+    /// # Safety
+    ///
+    /// As the operation `map_page` is called: the buffer is valid until it is unmapped.
+    unsafe fn map(
+        &mut self,
+        page: *mut bindings::page,
+        offset: usize,
+        size: usize,
+        dir: bindings::dma_data_direction,
+    ) -> Option<u64> {
+        match self {
+            Direct::Nothing => None,
+            Direct::Grants(references) if size <= MAX_BUFFER => {
+                // SAFETY: By the requirement of this function; a buffer is contiguous in the
+                // direct map.
+                let pages = unsafe { Pages::filled(page, offset, size) }?;
+                if !pages.can_be_kept() {
+                    return None;
+                }
+                // SAFETY: The pages are the buffer's until it is unmapped, and nothing else is in
+                // them.
+                let gref = unsafe { references.grant(&pages, !from_device(dir)) }?;
+                Some(address::grant(gref, 0))
+            }
+            Direct::Grants(_) => None,
+            Direct::Frames => {
+                // SAFETY: By the requirement of this function the pages are valid.
+                let entry = |index| unsafe { p2m_entry(page, index) };
+                machine_address(entry, offset, size)
+            }
+        }
+    }
+
+    /// Takes back the whole pages of `size` bytes that were granted from `gref` on; whether the
+    /// device has let go of them.
+    fn end_grants(&mut self, gref: u32, size: usize) -> bool {
+        match self {
+            Direct::Grants(references) => references.end(gref, size / PAGE),
+            _ => false,
+        }
+    }
+}
+
+/// Is told when the device does not do as it has to.
+pub(crate) trait Observer: Send + Sync {
+    /// The device has not let go of a granted buffer that it has used. Callable in any context.
+    fn grants_are_kept(&self);
+}
+
 /// What a virtqueue has mapped since it was made.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counters {
     /// Buffers that were mapped.
     pub(crate) mapped: u64,
+    /// Buffers among them whose pages were granted.
+    pub(crate) granted: u64,
+    /// Buffers among them that the device was told the place of.
+    pub(crate) machine: u64,
     /// Buffers and rings for which there was no room.
     pub(crate) failed: u64,
     /// Bytes that were copied to the pool.
@@ -99,11 +173,13 @@ pub(crate) struct Counters {
 /// nothing more.
 struct Own {
     partition: Partition,
+    direct: Direct,
     counters: Counters,
 }
 
-/// The mappings of one virtqueue: addresses in a pool, from a partition of the queue's own as
-/// long as that has room, then from one that all queues share.
+/// The mappings of one virtqueue: addresses of the buffers themselves, or of copies in a pool,
+/// from a partition of the queue's own as long as that has room, then from one that all queues
+/// share.
 ///
 /// A pointer to it is the `union virtio_map` of the virtqueue.
 #[pin_data]
@@ -115,6 +191,8 @@ pub(crate) struct QueueMap {
 
     overflow: Arc<SharedPartition>,
 
+    observer: Arc<dyn Observer>,
+
     source: Source,
 }
 
@@ -125,16 +203,20 @@ impl QueueMap {
         memory: Arc<SharedPages>,
         partition: Partition,
         overflow: Arc<SharedPartition>,
+        direct: Direct,
+        observer: Arc<dyn Observer>,
         source: Source,
     ) -> impl PinInit<Self> {
         let own = Own {
             partition,
+            direct,
             counters: Counters::default(),
         };
         pin_init!(Self {
             memory,
             own <- new_spinlock_irq!(own, "virtio_xenbus_queue_pool"),
             overflow,
+            observer,
             source,
         })
     }
@@ -254,15 +336,60 @@ impl QueueMap {
         }
     }
 
-    /// Gives back what `alloc()` gave for `len` bytes. Before anybody else can get it, `report` is
-    /// told the offset in the pool, and the address of the memory that was mapped there, if any.
-    fn free(&self, addr: u64, len: usize, report: impl FnOnce(usize, Option<usize>)) {
-        let Address::Pool(offset) = address::decode(addr) else {
-            return;
+    /// Gives the device the buffer itself, if that can be, and returns its address.
+    ///
+    /// # Safety
+    ///
+    /// As the operation `map_page` is called: the buffer is valid until it is unmapped.
+    unsafe fn map_direct(
+        &self,
+        page: *mut bindings::page,
+        offset: usize,
+        size: usize,
+        dir: bindings::dma_data_direction,
+    ) -> Option<u64> {
+        // To copy so few bytes is cheaper than all that follows, and a status byte has its value
+        // beforehand only there.
+        if size <= CHUNK {
+            return None;
+        }
+        let mut own = self.own.lock();
+        // SAFETY: By the requirement of this function.
+        let addr = unsafe { own.direct.map(page, offset, size, dir) }?;
+        own.counters.mapped += 1;
+        match own.direct {
+            Direct::Grants(_) => own.counters.granted += 1,
+            _ => own.counters.machine += 1,
+        }
+        Some(addr)
+    }
+
+    /// Takes a buffer back that was not copied.
+    fn unmap_direct(&self, addr: u64, size: usize, dir: bindings::dma_data_direction) {
+        let ended = match address::decode(addr) {
+            Address::Grant { gref, .. } => {
+                let mut own = self.own.lock();
+                let ended = own.direct.end_grants(gref, size);
+                let result = if ended { Ok(0) } else { Err(EBUSY) };
+                self.source.unmap(addr, result, size, dir);
+                ended
+            }
+            _ => {
+                self.source.unmap(addr, Ok(0), size, dir);
+                true
+            }
         };
+        if !ended {
+            self.observer.grants_are_kept();
+        }
+    }
+
+    /// Gives back what `alloc()` gave for `len` bytes. Before anybody else can get it, `report` is
+    /// told the address of the memory that was mapped there, if any.
+    fn free(&self, offset: usize, len: usize, report: impl FnOnce(Option<usize>)) {
         let free = |partition: &mut Partition| {
             let tag = partition.free(offset, len);
-            report(offset, tag);
+            report(tag);
             tag
         };
         if self.with_partition(offset, |_| (), free).is_none() {
@@ -307,6 +434,12 @@ extern "C" fn map_page(
         .cast::<u8>()
         .wrapping_add(offset);
 
+    // SAFETY: The page and the buffer are valid until it is unmapped.
+    if let Some(addr) = unsafe { this.map_direct(page, offset, size, dir) } {
+        this.source.map(buffer.addr(), Some(addr), size, dir);
+        return addr;
+    }
+
     let copies = to_device(dir) && !skips_copy(attrs);
     let count = |counters: &mut Counters| {
         counters.mapped += 1;
@@ -315,7 +448,8 @@ extern "C" fn map_page(
         }
     };
     let offset = this.alloc(size, buffer.addr(), count);
-    this.source.map(buffer.addr(), offset, size, dir);
+    this.source
+        .map(buffer.addr(), offset.map(address::pool), size, dir);
     let Some(offset) = offset else {
         return MAPPING_ERROR;
     };
@@ -340,12 +474,16 @@ extern "C" fn unmap_page(
     // SAFETY: The rings pass the token of a queue that exists.
     let this = unsafe { QueueMap::from_token(map) };
 
+    let Address::Pool(offset) = address::decode(addr) else {
+        this.unmap_direct(addr, size, dir);
+        return;
+    };
     if from_device(dir) && !skips_copy(attrs) {
         // SAFETY: The buffer is valid until this function returns.
         unsafe { this.copy_out(addr, size) };
     }
-    this.free(addr, size, |offset, buffer| {
-        this.source.unmap(offset, buffer, size, dir);
+    this.free(offset, size, |buffer| {
+        this.source.unmap(addr, buffer.ok_or(EINVAL), size, dir);
     });
 }
 
@@ -404,11 +542,15 @@ extern "C" fn free(
     _attrs: c_ulong,
 ) {
     // SAFETY: The rings pass the token of a queue that exists.
-    unsafe { QueueMap::from_token(map) }.free(addr, size, |_, _| ());
+    let this = unsafe { QueueMap::from_token(map) };
+
+    if let Address::Pool(offset) = address::decode(addr) {
+        this.free(offset, size, |_| ());
+    }
 }
 
-extern "C" fn need_sync(_map: bindings::virtio_map, _addr: bindings::dma_addr_t) -> bool {
-    true
+extern "C" fn need_sync(_map: bindings::virtio_map, addr: bindings::dma_addr_t) -> bool {
+    matches!(address::decode(addr), Address::Pool(_))
 }
 
 extern "C" fn mapping_error(_map: bindings::virtio_map, addr: bindings::dma_addr_t) -> c_int {

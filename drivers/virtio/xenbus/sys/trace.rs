@@ -97,13 +97,13 @@ impl Source {
         trace!(virtio_xenbus_interrupt(self.dev.as_raw(), self.queue));
     }
 
-    /// Reports that the `length` bytes at address `buffer` were given a place in the pool,
-    /// `offset`, or that there was none.
+    /// Reports which address the device is told for the `length` bytes at `buffer`; [`None`] if
+    /// there was no room in the pool.
     #[inline(always)]
     pub(super) fn map(
         &self,
         buffer: usize,
-        offset: Option<usize>,
+        dma: Option<u64>,
         length: usize,
         direction: bindings::dma_data_direction,
     ) {
@@ -111,20 +111,20 @@ impl Source {
             self.dev.as_raw(),
             self.queue,
             buffer,
-            offset.unwrap_or(0),
+            dma.unwrap_or(0),
             length,
             direction,
-            offset.map_or(ENOMEM.to_errno(), |_| 0),
+            dma.map_or(ENOMEM.to_errno(), |_| 0),
         ));
     }
 
-    /// Reports that `length` bytes at `offset` in the pool were taken back, and the address of the
-    /// buffer that they were for, or that there was none.
+    /// Reports that `length` bytes were taken back for which the device was told the address
+    /// `dma`. `buffer` is where they are, 0 if that is not known any more, or what was wrong.
     #[inline(always)]
     pub(super) fn unmap(
         &self,
-        offset: usize,
-        buffer: Option<usize>,
+        dma: u64,
+        buffer: Result<usize>,
         length: usize,
         direction: bindings::dma_data_direction,
     ) {
@@ -132,10 +132,10 @@ impl Source {
             self.dev.as_raw(),
             self.queue,
             buffer.unwrap_or(0),
-            offset,
+            dma,
             length,
             direction,
-            buffer.map_or(EINVAL.to_errno(), |_| 0),
+            buffer.map_or_else(Error::to_errno, |_| 0),
         ));
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which units of a partition are free, as bits.
+//! Which units of something are free, as bits.
 
 use core::cmp::min;
 
@@ -18,14 +18,14 @@ const BITS: usize = u64::BITS as usize;
 ///
 /// - In `words` the bit of each free unit is set, and no other.
 /// - In `summary` the bit of each word that is not 0 is set, and no other.
-pub(super) struct FreeMap {
+pub(crate) struct FreeMap {
     words: KVVec<u64>,
     summary: KVVec<u64>,
 }
 
 impl FreeMap {
     /// A set of `units` units, all of them free.
-    pub(super) fn new(units: usize) -> Result<Self> {
+    pub(crate) fn new(units: usize) -> Result<Self> {
         let words = units.div_ceil(BITS);
         let mut map = Self {
             words: KVVec::from_elem(0, words, GFP_KERNEL)?,
@@ -38,7 +38,7 @@ impl FreeMap {
     /// Takes one unit.
     ///
     /// One word of the summary stands for 4096 units, so even the largest pool has but a few.
-    pub(super) fn take_one(&mut self) -> Option<usize> {
+    pub(crate) fn take_one(&mut self) -> Option<usize> {
         let (s, bits) = self.summary.iter().enumerate().find(|(_, b)| **b != 0)?;
         let w = s * BITS + bits.trailing_zeros() as usize;
         let unit = w * BITS + self.words.get(w)?.trailing_zeros() as usize;
@@ -49,14 +49,14 @@ impl FreeMap {
     /// Takes `count` units in a row and returns the first; `count` is not 0.
     ///
     /// Looks at each word at most once.
-    pub(super) fn take_run(&mut self, count: usize) -> Option<usize> {
+    pub(crate) fn take_run(&mut self, count: usize) -> Option<usize> {
         let first = self.find_run(count)?;
         self.mark(first, count, false);
         Some(first)
     }
 
     /// Gives back `count` units from `first` on, all of which are taken.
-    pub(super) fn give(&mut self, first: usize, count: usize) {
+    pub(crate) fn give(&mut self, first: usize, count: usize) {
         self.mark(first, count, true);
     }
 
