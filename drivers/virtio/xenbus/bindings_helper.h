@@ -29,3 +29,10 @@
 
 #include "helpers.h"
 #include "trace.h"
+
+/* As integers, for sys/compat.rs. */
+enum {
+	VXB_DMA_TO_DEVICE = DMA_TO_DEVICE,
+	VXB_DMA_FROM_DEVICE = DMA_FROM_DEVICE,
+	VXB_IRQ_HANDLED = IRQ_HANDLED,
+};

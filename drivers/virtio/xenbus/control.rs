@@ -11,6 +11,7 @@ use crate::{
             virtio_xenbus_identity,
             virtio_xenbus_queue, //
         },
+        compat::smp_rmb,
         completion::Completion,
         event_channel::{
             Event,
@@ -35,7 +36,6 @@ use kernel::{
             ordering,
             Atomic, //
         },
-        barrier,
         Arc, //
     },
     time::{
@@ -186,7 +186,7 @@ impl Control {
                     return Err(EINVAL);
                 }
                 // The bytes are read before it is known that they belong together.
-                barrier::smp_mb(barrier::Read);
+                smp_rmb();
                 if generation.is_still(self.generation()) {
                     return Ok(());
                 }

@@ -26,6 +26,10 @@ use crate::{
             VIRTIO_ID_BLOCK,
             VIRTIO_ID_NET, //
         },
+        compat::{
+            eproto,
+            parameter, //
+        },
         debugfs::{
             Dir,
             File, //
@@ -225,8 +229,8 @@ impl Frontend {
         let expected = expected_device_id(dev)?;
         let raw = link.control.identity()?;
         let identity = wire::check_identity(&raw, expected).map_err(|bad| {
-            fatal(dev, EPROTO, fmt!("{bad}"));
-            EPROTO
+            fatal(dev, eproto(), fmt!("{bad}"));
+            eproto()
         })?;
 
         let (device, vendor) = (identity.device_id, identity.vendor_id);
@@ -305,7 +309,7 @@ fn request_timeout() -> Msecs {
     // A backend in another domain cannot answer at once, however fast it is.
     const LEAST: Msecs = 100;
 
-    let wanted = module_parameters::timeout_ms.value();
+    let wanted = parameter(module_parameters::timeout_ms.value());
     if wanted < LEAST {
         pr_warn!("timeout_ms={wanted} is too short, taking {LEAST}\n");
     }
@@ -322,11 +326,11 @@ fn read_offer(dev: &xenbus::Device<Bound>) -> Result<Choice> {
     ]
     .map(|key| xenstore::read(dev.backend(), key).ok());
 
-    let pool_kib = match expected_device_id(dev)? {
+    let pool_kib = parameter(match expected_device_id(dev)? {
         VIRTIO_ID_NET => module_parameters::net_pool_kib.value(),
         VIRTIO_ID_BLOCK => module_parameters::disk_pool_kib.value(),
         _ => module_parameters::other_pool_kib.value(),
-    };
+    });
     let limits = Limits {
         modes: Mode::allowed(address_mode(), is_trusted(dev)),
         pool_pages: pool_kib as usize * 1024 / wire::PAGE_SIZE,
@@ -386,8 +390,8 @@ fn publish(dev: &xenbus::Device<Bound>, choice: &Choice, link: &Link) -> Result 
 }
 
 fn refuse(dev: &xenbus::Device<Bound>, refusal: &Refusal) -> Error {
-    fatal(dev, EPROTO, fmt!("{refusal}"));
-    EPROTO
+    fatal(dev, eproto(), fmt!("{refusal}"));
+    eproto()
 }
 
 /// Gives the device up for a reason that the user is told in dmesg and xenstore.

@@ -6,6 +6,7 @@
 #ifndef VIRTIO_XENBUS_HELPERS_H
 #define VIRTIO_XENBUS_HELPERS_H
 
+#include <linux/spinlock_types.h>
 #include <linux/types.h>
 
 struct page;
@@ -38,6 +39,11 @@ void *vxb_vmap(struct page **pages, unsigned int count);
 
 /* The parameter address_mode, as a position in its list of values. */
 int vxb_address_mode(void);
+
+/* spin_lock_irqsave() and its like are macros. */
+unsigned long vxb_spin_lock_irqsave(spinlock_t *lock);
+bool vxb_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
+void vxb_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 
 /* xenbus_dev_fatal() for a text that is complete. */
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text);

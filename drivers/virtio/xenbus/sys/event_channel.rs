@@ -6,6 +6,7 @@
 
 use super::{
     bindings,
+    compat::IRQ_HANDLED,
     xenbus, //
 };
 use core::marker::PhantomPinned;
@@ -179,5 +180,5 @@ unsafe extern "C" fn handle_callback<T: Handler>(
 
     // The event has been dealt with in any case; the interrupt core must not take it for one that
     // nobody cared about.
-    bindings::irqreturn::IRQ_HANDLED
+    IRQ_HANDLED
 }

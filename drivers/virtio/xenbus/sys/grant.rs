@@ -4,17 +4,17 @@
 //!
 //! C header: [`include/xen/grant_table.h`](srctree/include/xen/grant_table.h)
 
-use super::bindings;
+use super::{
+    bindings,
+    compat::smp_rmb, //
+};
 use core::ptr::NonNull;
 use kernel::{
     page::Page,
     prelude::*,
-    sync::{
-        atomic::{
-            ordering,
-            Atomic, //
-        },
-        barrier, //
+    sync::atomic::{
+        ordering,
+        Atomic, //
     },
     transmute::{
         AsBytes,
@@ -204,7 +204,7 @@ impl SharedPages {
 
         // The compiler must not read the other domain's memory again for what is checked in the
         // copy (XSA-155).
-        barrier::smp_mb(barrier::Read);
+        smp_rmb();
         true
     }
 

@@ -7,6 +7,12 @@
 
 use super::{
     bindings,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq,
+        DMA_FROM_DEVICE,
+        DMA_TO_DEVICE, //
+    },
     grant::SharedPages,
     page::{
         p2m_entry,
@@ -30,7 +36,7 @@ use crate::{
     },
 };
 use kernel::{
-    new_spinlock_irq, pr_warn_once,
+    pr_warn_once,
     prelude::*,
     sync::{
         atomic::{
@@ -38,8 +44,7 @@ use kernel::{
             Atomic, //
         },
         Arc,
-        ArcBorrow,
-        SpinLockIrq, //
+        ArcBorrow, //
     },
 };
 
@@ -400,11 +405,11 @@ impl QueueMap {
 }
 
 fn to_device(dir: bindings::dma_data_direction) -> bool {
-    dir != bindings::dma_data_direction::DMA_FROM_DEVICE
+    dir != DMA_FROM_DEVICE
 }
 
 fn from_device(dir: bindings::dma_data_direction) -> bool {
-    dir != bindings::dma_data_direction::DMA_TO_DEVICE
+    dir != DMA_TO_DEVICE
 }
 
 fn skips_copy(attrs: c_ulong) -> bool {

@@ -4,10 +4,11 @@
 //! does not cover.
 //!
 //! Each file has one subject and knows nothing of the virtio_xenbus protocol, so that it could
-//! become an abstraction of the `kernel` crate. The exception is [`map`], which trusts
-//! [`crate::partition`] for the addresses of the buffers that it copies.
+//! become an abstraction of the `kernel` crate. The exceptions are [`map`], which trusts
+//! [`crate::partition`] for the addresses of the buffers that it copies, and [`compat`].
 
 pub(crate) mod bindings;
+pub(crate) mod compat;
 pub(crate) mod completion;
 pub(crate) mod debugfs;
 pub(crate) mod event_channel;

@@ -6,6 +6,7 @@
 
 use super::{
     bindings,
+    compat::IRQ_HANDLED,
     event_channel::{
         Channel,
         Event,
@@ -142,7 +143,7 @@ impl Handler for Interrupt {
 
         // SAFETY: As above.
         let answer = unsafe { bindings::vring_interrupt(irq, vq.cast()) };
-        let worked = answer == bindings::irqreturn::IRQ_HANDLED;
+        let worked = answer == IRQ_HANDLED;
 
         let idle = if worked {
             0

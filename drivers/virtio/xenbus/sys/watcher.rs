@@ -6,6 +6,10 @@
 
 use super::{
     bindings,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    },
     virtio::{
         Device,
         Transport, //
@@ -13,12 +17,9 @@ use super::{
 };
 use core::ptr::NonNull;
 use kernel::{
-    new_mutex, new_spinlock_irq,
+    new_mutex,
     prelude::*,
-    sync::{
-        Mutex,
-        SpinLockIrq, //
-    },
+    sync::Mutex, //
 };
 
 /// What a transport tells a device of, as long as its driver has virtqueues.
