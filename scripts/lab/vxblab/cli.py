@@ -62,9 +62,9 @@ def run_script(machine, options):
 def create(lab, options):
     return lab.dom0.create_guest(
         options.name, type=options.type, memory=options.memory, vcpus=options.vcpus,
-        kernel=options.kernel, disks=options.disk, cards=options.card, xl=options.xl,
-        append=options.append, agent=not options.no_agent, paused=options.paused,
-        timeout=options.boot_timeout)
+        kernel=options.kernel, root=options.root, disks=options.disk,
+        cards=options.card, xl=options.xl, append=options.append,
+        agent=not options.no_agent, paused=options.paused, timeout=options.boot_timeout)
 
 
 def default_config(options):

@@ -33,14 +33,18 @@ LabError = channel.LabError
 def add_create_options(parser, name=None):
     """name: fixed, for a guest that its user need not name."""
     if name:
-        parser.set_defaults(name=name)
+        parser.set_defaults(name=name, root=None)
     else:
         parser.add_argument("name", help="the domain's name")
+        parser.add_argument("--root", metavar="DISK",
+                            help="a disk, as for --disk, with root file system and /lab: "
+                                 "no initrd, no stock device; the first card is lab0")
     parser.add_argument("--type", choices=("pv", "pvh", "hvm"), default="pv")
     parser.add_argument("--memory", type=int, default=512, metavar="MIB")
     parser.add_argument("--vcpus", type=int, default=1)
     parser.add_argument("--kernel", default="stock",
-                        help="stock, debug, or a directory with vmlinuz and modules/")
+                        help="stock, debug, in-tree-y, in-tree-m, a Debian tree with a "
+                             "kernel, or a directory with vmlinuz and modules/")
     parser.add_argument("--disk", action="append", default=[],
                         help="virtio:PATH[,ro], stock:PATH[,ro], or a disk as in xl.cfg")
     parser.add_argument("--card", action="append", default=[],
@@ -86,25 +90,33 @@ def card_line(spec):
 def config(options, kernel, initrd, address):
     """The guest's xl.cfg as text."""
     image = "vmlinuz" if options.type == "hvm" else "vmlinux"
-    command = (f"console=hvc0 net.ifnames=0 panic=1 tsc=nowatchdog "
-               f"vxb.place=guest vxb.root={ROOT} vxb.name={options.name}")
-    root = f"format=raw,vdev={ROOT},access=r,script={HOTPLUG},target=/dev/vda"
-    lists = {"disk": [root], "vif": [], "virtio": []}
+    command = f"console=hvc0 net.ifnames=0 panic=1 tsc=nowatchdog vxb.name={options.name}"
+    lists = {"disk": [], "vif": [], "virtio": []}
+    disks, cards = options.disk, options.card
+    if options.root:
+        command += " root=/dev/vda rw rootwait init=/lab/target/init-root"
+        disks, cards = [options.root, *disks], ["virtio", *cards]
+    else:
+        command += f" vxb.place=guest vxb.root={ROOT}"
+        lists["disk"].append(
+            f"format=raw,vdev={ROOT},access=r,script={HOTPLUG},target=/dev/vda")
+        lists["vif"] += [f"bridge=lab0,script={HOTPLUG}"] * bool(address)
     if address:
         command += f" vxb.address={address}"
-        lists["vif"].append(f"bridge=lab0,script={HOTPLUG}")
-    for index, spec in enumerate(options.disk):
+    for index, spec in enumerate(disks):
         lists["disk"].append(disk_line(spec, index))
-    for spec in options.card:
+    for spec in cards:
         kind, line = card_line(spec)
         lists[kind].append(line)
     lines = {
         "name": f"'{options.name}'", "type": f"'{options.type}'",
         "memory": options.memory, "vcpus": options.vcpus,
-        "kernel": f"'{kernel / image}'", "ramdisk": f"'{initrd}'",
+        "kernel": f"'{kernel / image}'",
         "cmdline": f"'{command} {options.append}'",
         "on_poweroff": "'destroy'", "on_reboot": "'destroy'", "on_crash": "'destroy'",
     }
+    if initrd:
+        lines["ramdisk"] = f"'{initrd}'"
     if options.type == "hvm":
         lines["vga"] = "'none'"
         lines["vnc"] = 0
@@ -215,8 +227,10 @@ def create(options):
     address = claim(options.name)
     created = False
     try:
-        initrd = STATE / f"{options.name}.initrd"
-        cpio.append_lab(initrd, kernel / "initrd", "/lab", TOKEN.read_bytes(), "/payload")
+        initrd = None if options.root else STATE / f"{options.name}.initrd"
+        if initrd:
+            cpio.append_lab(initrd, kernel / "initrd", "/lab", TOKEN.read_bytes(),
+                            "/payload")
         path = STATE / f"{options.name}.cfg"
         path.write_text(config(options, kernel, initrd,
                                None if options.no_agent else address))

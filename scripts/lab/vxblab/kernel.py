@@ -19,6 +19,8 @@ DOM0 = ("virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio virtio_net "
         "xenfs xen-evtchn xen-gntdev xen-privcmd xen-gntalloc loop xen-blkback "
         "xen-netback tun bridge vhost_net").split()
 GUEST = "xen-blkfront ext4 overlay xen-netfront".split()
+# What a guest may load later. All modules of a distribution would fill its memory.
+LATER = "virtio_blk virtio_net".split()
 TARGET = files.LAB / "target"
 
 
@@ -87,9 +89,9 @@ def plain_image(vmlinuz):
                    "is it a bzImage?")
 
 
-def write_initrd(path, modules, release, lists, whole):
-    """lists: place -> module files in order. whole: put lib/modules into it too,
-    for a kernel that the root file system knows nothing of."""
+def write_initrd(path, modules, release, lists, installed):
+    """lists: place -> module files in order. installed: the modules to put below
+    lib/modules, for a kernel that the root file system knows nothing of; or "all"."""
     archive = cpio.Archive(open(path, "wb"))
     tree = tree_of("lab")
     archive.tree("bin/busybox", tree / "usr/bin/busybox")
@@ -100,8 +102,13 @@ def write_initrd(path, modules, release, lists, whole):
     for each in sorted(set(sum(lists.values(), []))):
         name = pathlib.PurePath(each).name.split(".ko")[0] + ".ko"
         archive.data(f"modules/{name}", decompress(modules.directory / each))
-    if whole:
-        archive.tree(f"lib/modules/{release}", modules.directory)
+    target = f"lib/modules/{release}"
+    if installed == "all":
+        archive.tree(target, modules.directory)
+    elif installed:
+        for each in [*(path.name for path in sorted(modules.directory.glob("modules.*"))),
+                     *modules.order(installed)]:
+            archive.tree(f"{target}/{each}", modules.directory / each)
     for name in ("proc", "sys", "dev", "new", "ro", "rw"):
         archive.directory(name)
     archive.close()
@@ -116,13 +123,13 @@ def tree_of(name):
     return pathlib.Path(done.stdout.strip())
 
 
-def prepare(vmlinuz, directory, places, whole):
+def prepare(vmlinuz, directory, places, installed=()):
     """Make vmlinuz with the modules in directory bootable; returns the name of the
-    result under CACHE/kernels."""
+    result under CACHE/kernels. installed: as for write_initrd."""
     release = directory.name
     name = f"{release}-" + files.key(
         vmlinuz, directory / "modules.dep", TARGET / "initrd",
-        pathlib.Path(__file__), pathlib.Path(cpio.__file__), repr((places, whole)))
+        pathlib.Path(__file__), pathlib.Path(cpio.__file__), repr((places, installed)))
 
     def make(part):
         modules = Modules(directory)
@@ -130,21 +137,29 @@ def prepare(vmlinuz, directory, places, whole):
         part.mkdir()
         shutil.copy(vmlinuz, part / "vmlinuz")
         (part / "vmlinux").write_bytes(plain_image(vmlinuz))
-        write_initrd(part / "initrd", modules, release, lists, whole)
+        write_initrd(part / "initrd", modules, release, lists, installed)
         (part / "release").write_text(release + "\n")
 
     files.made(files.CACHE / "kernels" / name, make)
     return name
 
 
-def stock():
-    """The distribution's kernel."""
-    tree = tree_of("lab")
+def kernel_of(tree):
+    """The kernel of a Debian tree: its image and the directory of its modules."""
     releases = sorted((tree / "usr/lib/modules").iterdir())
     if len(releases) != 1:
         raise LabError(f"{tree} has {len(releases)} kernels; one was expected")
-    return prepare(tree / "boot" / f"vmlinuz-{releases[0].name}", releases[0],
-                   {"dom0": DOM0, "guest": GUEST}, False)
+    return tree / "boot" / f"vmlinuz-{releases[0].name}", releases[0]
+
+
+def stock():
+    """The distribution's kernel, for dom0 and guests."""
+    return prepare(*kernel_of(tree_of("lab")), {"dom0": DOM0, "guest": GUEST})
+
+
+def of_tree(name):
+    """The kernel of another Debian tree, for guests."""
+    return prepare(*kernel_of(tree_of(name)), {"guest": GUEST}, LATER)
 
 
 def built(directory):
@@ -156,7 +171,20 @@ def built(directory):
         raise LabError(f"{directory}: no kernel for a guest; it must have vmlinuz and "
                        "modules/RELEASE/ with modules.dep")
     modules = found[0]
-    return prepare(directory / "vmlinuz", modules, {"guest": GUEST}, True)
+    return prepare(directory / "vmlinuz", modules, {"guest": GUEST}, "all")
+
+
+def find(name):
+    """A kernel by its name for users of the lab."""
+    if name == "stock":
+        return stock()
+    if name == "debug":
+        return built(os.environ.get("VXB_DEBUG_KERNEL", files.CACHE / "debug-kernel"))
+    if name in ("in-tree-y", "in-tree-m"):
+        return built(files.SCRIPTS.parent / "build" / name)
+    if (files.SCRIPTS / "trees" / f"{name}.packages").exists():
+        return of_tree(name)
+    return built(name)
 
 
 def root_image():

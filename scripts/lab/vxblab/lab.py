@@ -89,16 +89,18 @@ class Dom0(Machine):
         self.lab = lab
 
     def create_guest(self, name, *, type="pv", memory=512, vcpus=1, kernel="stock",
-                     disks=(), cards=(), xl=(), append="", agent=True, paused=False,
-                     timeout=240):
+                     root=None, disks=(), cards=(), xl=(), append="", agent=True,
+                     paused=False, timeout=240):
         """Create a guest and wait until its init is done; returns the Guest.
 
-        disks, cards, xl: as `lab guest create` has --disk, --card and --xl."""
+        root, disks, cards, xl: as `lab guest create` has --root, --disk, --card and
+        --xl."""
         words = ["--type", type, "--memory", memory, "--vcpus", vcpus,
                  "--kernel", self.lab.kernel(kernel), f"--append={append}",
                  "--boot-timeout", timeout]
         for option, values in (("disk", disks), ("card", cards), ("xl", xl)):
             words += [f"--{option}={value}" for value in values]
+        words += [f"--root={root}"] * bool(root)
         words += ["--paused"] * paused + ["--no-agent"] * (not agent)
         self.run(["guest", "create", *words, name], timeout + 60)
         return Guest(self, name)
@@ -194,14 +196,9 @@ class Lab:
         return Guest(self.dom0, name)
 
     def kernel(self, name):
-        """The name under /kernels of "stock", "debug" or a directory with a kernel."""
+        """The name under /kernels of a kernel: see `lab guest create --kernel`."""
         if name not in self._kernels:
-            if name == "stock":
-                self._kernels[name] = kernel.stock()
-            else:
-                self._kernels[name] = kernel.built(
-                    os.environ.get("VXB_DEBUG_KERNEL", files.CACHE / "debug-kernel")
-                    if name == "debug" else name)
+            self._kernels[name] = kernel.find(name)
         return self._kernels[name]
 
     def console_logs(self):
