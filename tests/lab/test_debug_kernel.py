@@ -4,9 +4,10 @@ at its console for what it reports."""
 
 import json
 
-from net import BRIDGES, Traffic, connect
+from basics import check_card, check_disk, check_file_system, check_locks
+from net import BRIDGES, connect
 from observe import KINDS, Tracing
-from support import Setup, appears, cards, fio, images, script, started
+from support import Setup, appears, cards, images, script, started
 
 DEBUG = Setup(cards("debug"), images("debug.img"),
               debug={"kernel": "debug", "vcpus": 2, "memory": 768, "timeout": 300,
@@ -20,30 +21,16 @@ def test_debug_kernel_checks_locks(lab):
         check_locks(guest)
 
 
-def check_locks(guest):
-    """Lockdep is still on: it ends with the first thing it reports."""
-    stats = guest.run(["cat", "/proc/lockdep_stats"]).stdout
-    assert [line.split() for line in stats.splitlines() if "debug_locks" in line] \
-        == [["debug_locks:", "1"]], stats
-
-
 def test_debug_kernel_disk(lab):
     with DEBUG(lab) as guest:
-        job = fio(guest, "--verify_fatal=1", filename="/dev/vda", rw="randwrite", size="64M",
-                  bssplit="4k/50:128k/50", ioengine="libaio", direct=1, iodepth=32,
-                  verify="crc32c")
-        assert job["read"]["io_bytes"] == job["write"]["io_bytes"] > 0
-        guest.run("mkfs.ext4 -q -F /dev/vda && mount /dev/vda /mnt && cp -a /usr/bin /mnt && "
-                  "umount /mnt && fsck.ext4 -fn /dev/vda && blkdiscard /dev/vda && "
-                  "blkdiscard -z -l 16M /dev/vda", 300)
+        check_disk(guest)
+        check_file_system(guest)
 
 
 def test_debug_kernel_net(lab):
     with DEBUG(lab) as guest:
         connect(guest, devices=("eth0",))
-        guest.run(["ping", "-q", "-f", "-c", 2000, BRIDGES["eth0"]], 120)
-        with Traffic(lab, guest, "eth0", "both", 10) as traffic:
-            traffic.check()
+        check_card(lab, guest)
 
 
 def test_debug_kernel_reload(lab):

@@ -70,7 +70,7 @@ def clean(lab):
     for name in lab.dom0.guests():
         lab.dom0.run(["guest", "destroy", name])
     lab.dom0.run("daemon status >/dev/null && daemon stop; umount -q /scratch/*; "
-                 "chattr -fR -i /scratch; losetup -D; "
+                 "chattr -fR -i /scratch; dmsetup remove_all; losetup -D; "
                  "rm -rf /scratch/* /dev/shm/*; ip link set br0 mtu 1500")
 
 
