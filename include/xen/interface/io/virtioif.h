@@ -47,11 +47,17 @@
 #define VIRTIO_XENBUS_KEY_CONTROL_REF	"control-ref"
 /* The control event channel, allocated by the frontend. */
 #define VIRTIO_XENBUS_KEY_EVTCHN	"event-channel"
+/* In mode "machine": what frame numbers are; "guest" if it is missing. */
+#define VIRTIO_XENBUS_KEY_FRAMES	"address-frames"
 
 /* Address modes. */
 #define VIRTIO_XENBUS_MODE_POOL		"pool"
 #define VIRTIO_XENBUS_MODE_GRANT	"grant"
 #define VIRTIO_XENBUS_MODE_MACHINE	"machine"
+
+/* Frame numbers: the host's (PV guest), or those of a translated guest. */
+#define VIRTIO_XENBUS_FRAMES_MACHINE	"machine"
+#define VIRTIO_XENBUS_FRAMES_GUEST	"guest"
 
 /*
  * Addresses
@@ -63,8 +69,11 @@
  *   01  byte offset into the pool (every mode)
  *   1x  grant: grant reference << 12 | offset in the page; the pages of a
  *       longer buffer have consecutive references (mode "grant")
- *   00  machine address, or guest physical address of a translated guest
- *       (mode "machine")
+ *   00  frame number << 12 | offset in the page, of the kind that
+ *       "address-frames" names; the pages of a longer buffer have consecutive
+ *       frames (mode "machine")
+ *
+ * Rings and indirect descriptor tables are in the pool in every mode.
  */
 #define VIRTIO_XENBUS_ADDR_GRANT	0x8000000000000000ULL
 #define VIRTIO_XENBUS_ADDR_POOL		0x4000000000000000ULL
