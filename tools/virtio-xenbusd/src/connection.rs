@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use virtioif::ControlPage;
 use virtioif::bindings::{
     VIRTIO_XENBUS_KEY_CONTROL_REF, VIRTIO_XENBUS_KEY_EVTCHN, VIRTIO_XENBUS_KEY_MODE,
-    VIRTIO_XENBUS_KEY_VERSION, VIRTIO_XENBUS_MAX_DIRECTORY, VIRTIO_XENBUS_MODE_POOL,
-    VIRTIO_XENBUS_REFS_PER_PAGE, VIRTIO_XENBUS_VERSION,
+    VIRTIO_XENBUS_KEY_VERSION, VIRTIO_XENBUS_MAX_DIRECTORY, VIRTIO_XENBUS_REFS_PER_PAGE,
+    VIRTIO_XENBUS_VERSION,
 };
 use vm_memory::{Bytes, VolatileMemory};
 use xen::{DomainId, EventChannel, GrantTable, Mapping, Store};
@@ -17,18 +17,19 @@ use crate::control::{Binder, Controller};
 use crate::device::{Device, Doorbell};
 use crate::keys::key;
 use crate::memory::Pool;
+use crate::modes::{Mode, Modes};
 
 /// What the frontend writes to xenstore.
 #[derive(Debug)]
 pub struct Offer {
     control_ref: u32,
     event_channel: u32,
-    mode: String,
+    mode: Mode,
 }
 
 impl Offer {
-    /// Reads and checks the frontend's keys in directory `frontend`.
-    pub fn read(store: &Store, frontend: &str) -> Result<Self> {
+    /// Reads and checks the frontend's keys in directory `frontend`. It has been offered `modes`.
+    pub fn read(store: &Store, frontend: &str, modes: Modes) -> Result<Self> {
         let read = |name: &str| -> Result<String> {
             let path = format!("{frontend}/{name}");
             let value = store.read(&path).with_context(|| path.clone())?;
@@ -49,10 +50,12 @@ impl Offer {
             VIRTIO_XENBUS_VERSION
         );
         let mode = read(key(VIRTIO_XENBUS_KEY_MODE))?;
-        ensure!(
-            mode == key(VIRTIO_XENBUS_MODE_POOL),
-            "the frontend has chosen address mode {mode:?}, which was not offered"
-        );
+        let mode = modes.find(&mode).with_context(|| {
+            format!(
+                "the frontend has chosen address mode {mode:?}, but \"{modes}\" is what it can \
+                 have: unbind and bind its driver, or correct address-modes"
+            )
+        })?;
         Ok(Self {
             control_ref: number(key(VIRTIO_XENBUS_KEY_CONTROL_REF))?,
             event_channel: number(key(VIRTIO_XENBUS_KEY_EVTCHN))?,
@@ -68,7 +71,7 @@ pub struct Connection {
     // Fields are dropped in this order.
     controller: Controller<Mapping>,
     channel: EventChannel,
-    mode: String,
+    mode: Mode,
 }
 
 /// The memory of a frontend, mapped but not written to yet.
@@ -77,7 +80,7 @@ pub struct Mapped {
     page: ControlPage<Mapping>,
     pool: Mapping,
     channel: EventChannel,
-    mode: String,
+    mode: Mode,
 }
 
 impl Mapped {
@@ -107,7 +110,7 @@ impl Mapped {
             page,
             pool,
             channel,
-            mode: offer.mode.clone(),
+            mode: offer.mode,
         })
     }
 }
@@ -134,8 +137,8 @@ impl Connection {
     }
 
     /// The address mode that the frontend has chosen.
-    pub fn mode(&self) -> &str {
-        &self.mode
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// What serves the control page.

@@ -12,6 +12,7 @@ use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
 use crate::memory::Pool;
+use crate::modes::Mode;
 use crate::stats::Stats;
 use crate::worker::{Alarm, Worker};
 
@@ -43,6 +44,11 @@ pub trait Device: Send {
     /// The largest size of each queue, a power of two, at most 32768; 0 for a queue that is not
     /// there. At most 48.
     fn queue_sizes(&self) -> Vec<u16>;
+
+    /// The address modes whose buffers it can use.
+    fn address_modes(&self) -> &[Mode] {
+        &[Mode::Pool]
+    }
 
     /// What queue `index` is for, with the features that the driver has accepted.
     fn queue_name(&self, index: u16) -> String;

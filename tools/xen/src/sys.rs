@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is used of `xenstore.h`, `xenevtchn.h` and `xengnttab.h`.
+//! What is used of `xenstore.h`, `xenevtchn.h`, `xengnttab.h` and `xenforeignmemory.h`.
 
 use libc::{c_char, c_int, c_uint, c_ulong, c_void};
 
@@ -15,6 +15,11 @@ pub struct EvtchnHandle {
 
 #[repr(C)]
 pub struct GnttabHandle {
+    _opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct ForeignMemoryHandle {
     _opaque: [u8; 0],
 }
 
@@ -134,4 +139,38 @@ unsafe extern "C" {
         prot: c_int,
     ) -> *mut c_void;
     pub fn xengnttab_unmap(h: *mut GnttabHandle, start: *mut c_void, count: u32) -> c_int;
+}
+
+/// Of `xen/memory.h`.
+pub const XENMEM_RESOURCE_GRANT_TABLE: c_uint = 1;
+pub const XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED: c_uint = 0;
+
+#[link(name = "xenforeignmemory")]
+unsafe extern "C" {
+    pub fn xenforeignmemory_open(
+        logger: *mut Logger,
+        open_flags: c_uint,
+    ) -> *mut ForeignMemoryHandle;
+    pub fn xenforeignmemory_close(fmem: *mut ForeignMemoryHandle) -> c_int;
+    pub fn xenforeignmemory_map(
+        fmem: *mut ForeignMemoryHandle,
+        dom: u32,
+        prot: c_int,
+        pages: usize,
+        // `xen_pfn_t`, an `unsigned long` on x86.
+        arr: *const u64,
+        err: *mut c_int,
+    ) -> *mut c_void;
+    pub fn xenforeignmemory_unmap(
+        fmem: *mut ForeignMemoryHandle,
+        addr: *mut c_void,
+        pages: usize,
+    ) -> c_int;
+    pub fn xenforeignmemory_resource_size(
+        fmem: *mut ForeignMemoryHandle,
+        domid: u16,
+        r#type: c_uint,
+        id: c_uint,
+        size: *mut usize,
+    ) -> c_int;
 }
