@@ -2,6 +2,7 @@
 //! The memory and event channels of a connected frontend.
 
 use std::io;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtioif::ControlPage;
@@ -16,7 +17,7 @@ use xen::{DomainId, EventChannel, GrantTable, Mapping, Store};
 use crate::control::{Binder, Controller};
 use crate::device::{Device, Doorbell};
 use crate::keys::key;
-use crate::memory::Pool;
+use crate::memory::{DomainGrants, Pool, Sharing};
 use crate::modes::{Mode, Modes};
 
 /// What the frontend writes to xenstore.
@@ -79,6 +80,7 @@ pub struct Mapped {
     domain: DomainId,
     page: ControlPage<Mapping>,
     pool: Mapping,
+    sharing: Sharing,
     channel: EventChannel,
     mode: Mode,
 }
@@ -99,6 +101,13 @@ impl Mapped {
         let pool = grants
             .map(domain, &references)
             .with_context(|| format!("cannot map the pool of {} pages", references.len()))?;
+        let sharing = match offer.mode {
+            Mode::Grant => Sharing::Grants(Arc::new(DomainGrants {
+                domain,
+                table: Arc::clone(&grants),
+            })),
+            Mode::Pool | Mode::Machine => Sharing::Pool,
+        };
         let channel = EventChannel::bind(domain, offer.event_channel).with_context(|| {
             format!(
                 "cannot bind the control event channel, port {}",
@@ -109,6 +118,7 @@ impl Mapped {
             domain,
             page,
             pool,
+            sharing,
             channel,
             mode: offer.mode,
         })
@@ -122,11 +132,12 @@ impl Connection {
             domain,
             page,
             pool,
+            sharing,
             channel,
             mode,
         } = mapped;
         let binder = Box::new(DomainBinder(domain));
-        let controller = Controller::new(name, page, Pool::new(pool), binder, device)?;
+        let controller = Controller::new(name, page, Pool::new(pool), sharing, binder, device)?;
         // What an earlier backend has written but not announced is seen now.
         channel.notify()?;
         Ok(Self {

@@ -11,7 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
-use crate::memory::Pool;
+use crate::memory::{Pool, Sharing};
 use crate::modes::Mode;
 use crate::stats::Stats;
 use crate::worker::{Alarm, Worker};
@@ -120,8 +120,10 @@ pub struct Ring {
     pub name: String,
     /// The ring itself. Its areas are inside `memory`. May hold buffers already.
     pub queue: Queue,
-    /// Where descriptors point into.
+    /// Where the rings are and, in every mode, buffers may be.
     pub memory: Pool,
+    /// Where buffers may be beside that.
+    pub sharing: Sharing,
     /// The event channel of this queue.
     pub doorbell: Box<dyn Doorbell>,
     /// Counters, which the worker writes.

@@ -43,4 +43,9 @@ pub struct Stats {
     pub kicks: Counter,
     /// Events sent to the guest.
     pub interrupts: Counter,
+    /// Buffers that descriptors have named, by kind of address.
+    pub pool_buffers: Counter,
+    pub grant_buffers: Counter,
+    /// Bytes copied from and to granted memory.
+    pub grant_copied: Counter,
 }

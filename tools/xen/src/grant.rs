@@ -6,12 +6,12 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::mapping::Source;
-use crate::{DomainId, Mapping, PAGE_SIZE, last_error, sys};
+use crate::{DomainId, GrantCopies, Mapping, PAGE_SIZE, last_error, sys};
 
 /// A grant device.
 #[derive(Debug)]
 pub struct GrantTable {
-    handle: NonNull<sys::GnttabHandle>,
+    pub(crate) handle: NonNull<sys::GnttabHandle>,
 }
 
 // SAFETY: A libxengnttab handle is a file descriptor; the kernel serializes what is done with it.
@@ -58,6 +58,11 @@ impl GrantTable {
         let start = NonNull::new(start.cast::<u8>()).ok_or_else(last_error)?;
         let table = Arc::clone(self);
         Ok(Mapping::new(start, len, Source::Grants { table, count }))
+    }
+
+    /// Copies with granted memory of `domain`.
+    pub fn copies(&self, domain: DomainId) -> GrantCopies<'_> {
+        GrantCopies::new(self, domain)
     }
 
     /// Unmaps what [`GrantTable::map`] has mapped.

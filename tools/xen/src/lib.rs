@@ -6,6 +6,7 @@
 mod event_channel;
 mod foreign;
 mod grant;
+mod grant_copy;
 mod mapping;
 mod store;
 mod sys;
@@ -13,6 +14,7 @@ mod sys;
 pub use event_channel::{EVENT_SIZE, EventChannel};
 pub use foreign::ForeignMemory;
 pub use grant::GrantTable;
+pub use grant_copy::{GrantAddress, GrantCopies};
 pub use mapping::Mapping;
 pub use store::{Store, Transaction, Watch};
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The pool as the memory that descriptors point into.
+//! The pool: where rings are, and buffers in every mode.
 
 use std::sync::Arc;
 

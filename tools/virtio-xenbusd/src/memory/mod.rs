@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The memory that a guest's descriptors point to, and how the daemon gets at it.
+//!
+//! [`Pool`] is mapped throughout. What else the address mode allows is lent for a request:
+//! [`Memory::lend`] puts local memory for buffers of any kind into [`Parts`], [`Memory::settle`]
+//! brings what was written there to the guest, and clearing the parts ends the loan.
+
+mod bounce;
+mod grants;
+mod parts;
+mod pool;
+mod segment;
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
+
+use self::bounce::Bounce;
+pub use self::grants::{DomainGrants, Grants};
+pub use self::parts::Parts;
+#[cfg(test)]
+pub use self::pool::POOL_START;
+pub use self::pool::Pool;
+pub use self::segment::{Kind, Segment, parts, total};
+use crate::stats::Stats;
+
+/// What a device does with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It reads it.
+    Read,
+    /// It writes it.
+    Write,
+}
+
+/// What a frontend shares beside the pool: its address mode.
+#[derive(Clone)]
+pub enum Sharing {
+    /// Nothing.
+    Pool,
+    /// What it has granted.
+    Grants(Arc<dyn Grants>),
+}
+
+/// Why a buffer cannot be used.
+#[derive(Debug)]
+pub enum Fault {
+    /// Its address is none of the mode's: the driver has broken its ring.
+    Outside(Segment),
+    /// The guest has not shared it.
+    Refused(io::Error),
+}
+
+impl Fault {
+    /// An error that cannot happen.
+    fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Refused(io::Error::other(error))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outside(Segment { address, len }) => {
+                write!(f, "{len} bytes at {:#x} are outside ", address.0)?;
+                match Kind::of(*address) {
+                    Kind::Pool => f.write_str("the pool"),
+                    Kind::Grant => f.write_str("the pool, and no grants of this address mode"),
+                    Kind::Machine => f.write_str("the pool, and no frames of this address mode"),
+                }
+            }
+            Self::Refused(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(error) => error,
+            fault => Self::other(fault),
+        }
+    }
+}
+
+/// Whether buffers have been lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lent {
+    /// They have.
+    Yes,
+    /// Others have what there is: when they are done.
+    Later,
+    /// They are more than there is: [`Memory::gather`] and [`Memory::scatter`] do it step by step.
+    Never,
+}
+
+/// The way of one queue to its buffers.
+pub struct Memory {
+    pool: Pool,
+    sharing: Sharing,
+    bounce: Bounce,
+    stats: Arc<Stats>,
+}
+
+impl Memory {
+    /// Buffers in `pool` and what else the frontend shares. At most `bounce` bytes are lent at a
+    /// time that are copies.
+    pub fn new(
+        pool: &Pool,
+        sharing: &Sharing,
+        bounce: usize,
+        stats: &Arc<Stats>,
+    ) -> io::Result<Self> {
+        let bounce = match sharing {
+            Sharing::Pool => 0,
+            Sharing::Grants(_) => bounce,
+        };
+        Ok(Self {
+            pool: pool.clone(),
+            sharing: sharing.clone(),
+            bounce: Bounce::new(bounce)?,
+            stats: Arc::clone(stats),
+        })
+    }
+
+    /// Checks and counts a buffer of a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Outside`].
+    pub fn check(&self, segment: Segment) -> Result<(), Fault> {
+        let Segment { address, len } = segment;
+        let (inside, count) = match (segment.kind(), &self.sharing) {
+            (Kind::Pool, _) => (
+                self.pool.check_range(address, len),
+                &self.stats.pool_buffers,
+            ),
+            (Kind::Grant, Sharing::Grants(_)) => {
+                (segment.has_references(), &self.stats.grant_buffers)
+            }
+            _ => return Err(Fault::Outside(segment)),
+        };
+        if !inside {
+            return Err(Fault::Outside(segment));
+        }
+        count.add(1);
+        Ok(())
+    }
+
+    /// Whether what is lent of it is a copy.
+    fn is_copied(segment: &Segment) -> bool {
+        segment.kind() == Kind::Grant
+    }
+
+    /// Adds local memory for `segments`, which have been checked and which the device accesses as
+    /// `access` says, to `parts`.
+    ///
+    /// What the device reads must not be written; in what it writes there is anything before.
+    /// Nothing has been added unless the answer is [`Lent::Yes`].
+    pub fn lend(
+        &mut self,
+        segments: &[Segment],
+        access: Access,
+        parts: &mut Parts,
+    ) -> Result<Lent, Fault> {
+        let len = parts.len();
+        let lent = self.try_lend(segments, access, parts);
+        if !matches!(lent, Ok(Lent::Yes)) {
+            parts.truncate(len);
+        }
+        lent
+    }
+
+    fn try_lend(
+        &mut self,
+        segments: &[Segment],
+        access: Access,
+        parts: &mut Parts,
+    ) -> Result<Lent, Fault> {
+        let copied = segments.iter().copied().filter(Self::is_copied);
+        let len = copied.clone().map(|segment| segment.len).sum();
+        if len == 0 {
+            for segment in segments {
+                parts.add_pool(*segment)?;
+            }
+            return Ok(Lent::Yes);
+        }
+        let run = match self.bounce.take(len) {
+            Ok(run) => Rc::new(run),
+            Err(lent) => return Ok(lent),
+        };
+        if access == Access::Read {
+            let local = run.slice(0, len).map_err(Fault::internal)?;
+            self.copy(access, segment::beside(copied, local))?;
+        }
+        let mut at = 0;
+        for segment in segments {
+            if Self::is_copied(segment) {
+                parts.add_run(&run, at, segment.len)?;
+                at += segment.len;
+            } else {
+                parts.add_pool(*segment)?;
+            }
+        }
+        Ok(Lent::Yes)
+    }
+
+    /// Brings the first `len` bytes of what the device has written to the guest: `parts` has been
+    /// lent for `segments`, and nothing else.
+    pub fn settle(&mut self, segments: &[Segment], parts: &Parts, len: usize) -> Result<(), Fault> {
+        let Some(run) = parts.run() else {
+            return Ok(());
+        };
+        let copied = self::parts(segments, 0, len).filter(Self::is_copied);
+        let len = copied.clone().map(|segment| segment.len).sum();
+        let local = run.slice(0, len).map_err(Fault::internal)?;
+        self.copy(Access::Write, segment::beside(copied, local))
+    }
+
+    /// Fills `buffer` from what `segments`, which have been checked, hold from byte `skip` on.
+    pub fn gather(
+        &mut self,
+        segments: &[Segment],
+        skip: usize,
+        buffer: VolatileSlice<'_>,
+    ) -> Result<(), Fault> {
+        let segments = parts(segments, skip, buffer.len());
+        self.copy(Access::Read, segment::beside(segments, buffer))
+    }
+
+    /// Writes `buffer` to what `segments`, which have been checked, hold from byte `skip` on.
+    pub fn scatter(
+        &mut self,
+        segments: &[Segment],
+        skip: usize,
+        buffer: VolatileSlice<'_>,
+    ) -> Result<(), Fault> {
+        let segments = parts(segments, skip, buffer.len());
+        self.copy(Access::Write, segment::beside(segments, buffer))
+    }
+
+    /// Copies between buffers and local memory beside them.
+    fn copy<'a>(
+        &mut self,
+        access: Access,
+        pieces: impl Iterator<Item = (Segment, VolatileSlice<'a>)> + Clone,
+    ) -> Result<(), Fault> {
+        for (segment, local) in pieces.clone() {
+            if segment.kind() == Kind::Pool {
+                let slice = self.pool.get_slice(segment.address, segment.len);
+                let slice = slice.map_err(|_| Fault::Outside(segment))?;
+                match access {
+                    Access::Read => slice.copy_to_volatile_slice(local),
+                    Access::Write => local.copy_to_volatile_slice(slice),
+                }
+            }
+        }
+        if let Sharing::Grants(grants) = &self.sharing {
+            let copied = &self.stats.grant_copied;
+            let mut pieces = pieces
+                .filter(|(segment, _)| segment.kind() == Kind::Grant)
+                .map(|(segment, local)| {
+                    copied.add(segment.len as u64);
+                    (segment.grant(), local)
+                });
+            grants.copy(access, &mut pieces).map_err(Fault::Refused)?;
+        }
+        Ok(())
+    }
+}
