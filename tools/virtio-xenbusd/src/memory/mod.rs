@@ -16,7 +16,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use self::bounce::Bounce;
 pub use self::grants::{DomainGrants, Grants};
@@ -56,7 +56,7 @@ pub enum Fault {
 
 impl Fault {
     /// An error that cannot happen.
-    fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Refused(io::Error::other(error))
     }
 }
@@ -128,18 +128,22 @@ impl Memory {
         })
     }
 
+    /// What [`Memory::lend`] can add to.
+    pub fn parts(&self) -> Parts {
+        Parts::new(&self.pool)
+    }
+
     /// Checks and counts a buffer of a descriptor.
     ///
     /// # Errors
     ///
     /// [`Fault::Outside`].
     pub fn check(&self, segment: Segment) -> Result<(), Fault> {
-        let Segment { address, len } = segment;
         let (inside, count) = match (segment.kind(), &self.sharing) {
-            (Kind::Pool, _) => (
-                self.pool.check_range(address, len),
-                &self.stats.pool_buffers,
-            ),
+            (Kind::Pool, _) => {
+                let inside = self.pool.slice(segment).is_some();
+                (inside, &self.stats.pool_buffers)
+            }
             (Kind::Grant, Sharing::Grants(_)) => {
                 (segment.has_references(), &self.stats.grant_buffers)
             }
@@ -153,7 +157,7 @@ impl Memory {
     }
 
     /// Whether what is lent of it is a copy.
-    fn is_copied(segment: &Segment) -> bool {
+    pub fn is_copied(segment: &Segment) -> bool {
         segment.kind() == Kind::Grant
     }
 
@@ -252,8 +256,7 @@ impl Memory {
     ) -> Result<(), Fault> {
         for (segment, local) in pieces.clone() {
             if segment.kind() == Kind::Pool {
-                let slice = self.pool.get_slice(segment.address, segment.len);
-                let slice = slice.map_err(|_| Fault::Outside(segment))?;
+                let slice = self.pool.slice(segment).ok_or(Fault::Outside(segment))?;
                 match access {
                     Access::Read => slice.copy_to_volatile_slice(local),
                     Access::Write => local.copy_to_volatile_slice(slice),

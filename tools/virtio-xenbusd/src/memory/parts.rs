@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use tap::IoVec;
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use super::bounce::Run;
 use super::{Fault, Pool, Segment};
@@ -72,10 +72,35 @@ impl Parts {
         }
     }
 
+    /// Drops the first `count`.
+    pub fn drop_front(&mut self, count: usize) {
+        /// Vectors that are kept though they have been dropped.
+        const SLACK: usize = tap::MAX_PARTS;
+
+        self.start = (self.start + count).min(self.vectors.len());
+        if self.start == self.vectors.len() {
+            self.clear();
+            return;
+        }
+        while self
+            .holds
+            .front()
+            .is_some_and(|&(last, _)| last <= self.start)
+        {
+            self.holds.pop_front();
+        }
+        if self.start > SLACK {
+            self.vectors.drain(..self.start);
+            for (last, _) in &mut self.holds {
+                *last -= self.start;
+            }
+            self.start = 0;
+        }
+    }
+
     /// Adds memory of the pool.
     pub fn add_pool(&mut self, segment: Segment) -> Result<(), Fault> {
-        let slice = self.pool.get_slice(segment.address, segment.len);
-        let slice = slice.map_err(|_| Fault::Outside(segment))?;
+        let slice = self.pool.slice(segment).ok_or(Fault::Outside(segment))?;
         // SAFETY: The slice is in `pool`, which stays mapped as long as `self` has it.
         let slice = unsafe { unbound(slice) };
         self.vectors.push(slice);
@@ -100,6 +125,32 @@ impl Parts {
     /// The run that the first of them are in that are in one.
     pub fn run(&self) -> Option<&Rc<Run>> {
         self.holds.iter().map(|(_, Hold::Run(run))| run).next()
+    }
+
+    /// Calls `with` with the first `count` of them, and `last` after those.
+    pub fn with_last<T>(
+        &mut self,
+        count: usize,
+        last: VolatileSlice<'_>,
+        with: impl FnOnce(&[IoVec<'_>]) -> T,
+    ) -> T {
+        let at = self.start + count.min(self.len());
+        // SAFETY: It is taken away again below. Were it not, because `with` panics, nobody would
+        // get it: `self` is borrowed by who has panicked.
+        let last = unsafe { unbound(last) };
+        let replaced = match self.vectors.get_mut(at) {
+            Some(vector) => Some(std::mem::replace(vector, last)),
+            None => {
+                self.vectors.push(last);
+                None
+            }
+        };
+        let result = with(self.vectors.get(self.start..=at).unwrap_or_default());
+        match (replaced, self.vectors.get_mut(at)) {
+            (Some(replaced), Some(vector)) => *vector = replaced,
+            _ => self.vectors.truncate(at),
+        }
+        result
     }
 }
 

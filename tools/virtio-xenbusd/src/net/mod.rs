@@ -23,10 +23,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::card::Card;
 pub use self::settings::Settings;
-use self::vring::{Access, Vring};
+use self::vring::Vring;
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
 use crate::device::{Device, Ring};
+use crate::memory::{Access, Memory};
+use crate::modes::Mode;
 use crate::uring::{Event, Uring};
 use crate::worker::{Stop, Worker};
 
@@ -157,6 +159,10 @@ impl Device for Net {
         self.offered.into()
     }
 
+    fn address_modes(&self) -> &[Mode] {
+        &[Mode::Pool, Mode::Grant]
+    }
+
     fn queue_sizes(&self) -> Vec<u16> {
         let mut sizes = vec![self.queue_size; 2 * usize::from(self.pairs())];
         sizes.push(CTRL_SIZE);
@@ -238,16 +244,17 @@ impl Device for Net {
 /// Serves receive queue `pair`.
 fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> Result<()> {
     let stats = &Arc::clone(&ring.stats);
+    let memory = Memory::new(&ring.memory, &ring.sharing, 0, stats)?;
     let Ring {
         queue,
-        memory,
+        memory: pool,
         mut doorbell,
         ..
     } = ring;
     let tap = card.tap(pair)?;
     let mut spill = rx::spill_buffer();
-    let vring = Vring::new(&queue, &memory, Access::Write)?;
-    let mut receiver = rx::Receiver::new(vring, tap, stats, mode, &mut spill);
+    let vring = Vring::new(&queue, &pool, Access::Write)?;
+    let mut receiver = rx::Receiver::new(vring, memory, tap, stats, mode, &mut spill);
 
     receiver.ring().disable_kicks()?;
     while !stop.requested() {
@@ -283,15 +290,16 @@ fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> R
 /// Serves transmit queue `pair`.
 fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
     let stats = &Arc::clone(&ring.stats);
+    let memory = Memory::new(&ring.memory, &ring.sharing, tx::LONGEST, stats)?;
     let Ring {
         queue,
-        memory,
+        memory: pool,
         doorbell,
         ..
     } = ring;
     let tap = card.tap(pair)?;
-    let vring = Vring::new(&queue, &memory, Access::Read)?;
-    let mut sender = tx::Sender::new(vring, tap, stats);
+    let vring = Vring::new(&queue, &pool, Access::Read)?;
+    let mut sender = tx::Sender::new(vring, memory, tap, stats);
     let mut uring = Uring::new(0, stop, doorbell.as_fd()).context("io_uring")?;
 
     sender.ring().disable_kicks()?;

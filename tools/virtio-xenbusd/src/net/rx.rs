@@ -3,11 +3,11 @@
 //!
 //! The kernel copies a packet from the tap right into the guest's buffers. Only when the buffers
 //! at hand are too short does its end go through a buffer of ours, and waits there, without being
-//! lost, until the guest makes more of them available.
+//! lost, until the guest makes more of them available. So it does when it goes to granted buffers:
+//! they are written to from there.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::mem;
 
 use anyhow::{Context, Result, ensure};
 use tap::{IoVec, MAX_PARTS, copy_in};
@@ -15,6 +15,7 @@ use vm_memory::VolatileSlice;
 
 use super::vring::{Chain, Vring};
 use super::{BATCH_BYTES, BATCH_PACKETS, HEADER, MAX_PACKET};
+use crate::memory::{Access, Fault, Lent, Memory, Parts, Segment, parts};
 use crate::stats::Stats;
 
 /// Where in the header the number of buffers stands.
@@ -67,20 +68,54 @@ struct Packet {
     direct: usize,
 }
 
+/// A chain that was taken from the ring and not yet used.
+struct Buffer {
+    head: u16,
+    /// Bytes that a packet may fill.
+    len: usize,
+    place: Place,
+}
+
+/// Where a buffer is.
+enum Place {
+    /// In local memory of so many parts.
+    Near(usize),
+    /// Where it must be copied to.
+    Far(Box<[Segment]>),
+}
+
+impl Buffer {
+    /// How many parts of local memory it has.
+    fn parts(&self) -> usize {
+        match self.place {
+            Place::Near(parts) => parts,
+            Place::Far(_) => 0,
+        }
+    }
+
+    fn is_far(&self) -> bool {
+        matches!(self.place, Place::Far(_))
+    }
+}
+
 /// Receives packets for one queue.
 pub struct Receiver<'m> {
     ring: Vring<'m>,
+    memory: Memory,
     tap: &'m tap::Queue,
     stats: &'m Stats,
     mode: Mode,
     spill: VolatileSlice<'m>,
-    /// Chains that were taken from the ring and not yet used.
-    chains: VecDeque<Chain>,
-    /// Their parts, beginning at `start`.
-    parts: Vec<IoVec<'m>>,
-    start: usize,
-    /// Their bytes.
+    /// Buffers at hand.
+    buffers: VecDeque<Buffer>,
+    /// How many of them are far.
+    far: usize,
+    /// The local memory of the others.
+    parts: Parts,
+    /// Bytes of all.
     room: usize,
+    /// The chain that was taken last.
+    segments: Vec<Segment>,
     /// A packet for which there are too few buffers.
     held: Option<Packet>,
     /// Packets since the last one that was longer than a frame, up to [`QUIET`].
@@ -98,21 +133,24 @@ impl<'m> Receiver<'m> {
     /// Receives from `tap` into the buffers of `ring`.
     pub fn new(
         ring: Vring<'m>,
+        memory: Memory,
         tap: &'m tap::Queue,
         stats: &'m Stats,
         mode: Mode,
         spill: &'m mut [u8],
     ) -> Self {
         Self {
+            parts: memory.parts(),
             ring,
+            memory,
             tap,
             stats,
             mode,
             spill: spill.into(),
-            chains: VecDeque::new(),
-            parts: Vec::new(),
-            start: 0,
+            buffers: VecDeque::new(),
+            far: 0,
             room: 0,
+            segments: Vec::new(),
             held: None,
             quiet: 0,
             single: None,
@@ -154,7 +192,7 @@ impl<'m> Receiver<'m> {
                 Some(packet) => packet,
                 None => {
                     self.collect(self.window())?;
-                    if self.chains.is_empty() {
+                    if self.buffers.is_empty() {
                         return Ok(Wants::Buffers);
                     }
                     match self.read()? {
@@ -204,8 +242,13 @@ impl<'m> Receiver<'m> {
 
     /// Takes buffers from the ring until there are `room` bytes or no more buffers.
     fn collect(&mut self, room: usize) -> Result<()> {
-        while self.room < room && self.chains.len() < usize::from(self.ring.size()) {
-            let Some(chain) = self.ring.pop(&mut self.parts)? else {
+        // Those that cannot be used count, too: the guest does not decide how long this takes.
+        for _ in self.buffers.len()..usize::from(self.ring.size()) {
+            if self.room >= room {
+                break;
+            }
+            self.segments.clear();
+            let Some(chain) = self.ring.pop(&self.memory, &mut self.segments)? else {
                 break;
             };
             ensure!(
@@ -213,42 +256,72 @@ impl<'m> Receiver<'m> {
                 "a receive buffer of {} bytes",
                 chain.len
             );
-            self.chains.push_back(chain);
-            self.room += chain.len;
+            self.take(chain)?;
         }
         Ok(())
     }
 
+    /// Adds the chain in `segments` to the buffers at hand.
+    fn take(&mut self, chain: Chain) -> Result<()> {
+        const LONGEST: usize = HEADER + MAX_PACKET;
+
+        if chain.len > LONGEST {
+            self.segments = parts(&self.segments, 0, LONGEST).collect();
+        }
+        let before = self.parts.len();
+        let place = match self.lend() {
+            Ok(Lent::Yes) => Place::Near(self.parts.len() - before),
+            Ok(_) => {
+                self.far += 1;
+                Place::Far(self.segments.as_slice().into())
+            }
+            // No packet can be put there. An empty one is what the driver throws away.
+            Err(Fault::Refused(_)) => {
+                self.stats.drops.add(1);
+                return self.ring.stage(chain.head, 0);
+            }
+            Err(fault) => return Err(fault.into()),
+        };
+        let len = chain.len.min(LONGEST);
+        self.room += len;
+        let head = chain.head;
+        self.buffers.push_back(Buffer { head, len, place });
+        Ok(())
+    }
+
+    /// Adds local memory for `segments`, if they can be written there.
+    fn lend(&mut self) -> Result<Lent, Fault> {
+        if self.segments.iter().any(Memory::is_copied) {
+            return Ok(Lent::Never);
+        }
+        self.memory
+            .lend(&self.segments, Access::Write, &mut self.parts)
+    }
+
     /// Takes a packet from the tap; `None` if there is none.
     fn read(&mut self) -> Result<Option<Packet>> {
-        // The spill buffer comes after the guest's, in the place of one if there are too many.
-        let at = self.parts.len().min(self.start + MAX_PARTS - 1);
-        let mut replaced = None;
-        let mut direct = self.room;
-        match self.parts.get_mut(at) {
-            None => self.parts.push(self.spill.into()),
-            Some(part) => {
-                replaced = Some(mem::replace(part, self.spill.into()));
-                direct = self.live().iter().take(MAX_PARTS - 1).map(IoVec::len).sum();
-            }
-        }
-        let result = loop {
-            match self
-                .tap
-                .receive(self.parts.get(self.start..=at).unwrap_or_default())
-            {
-                Err(error) if error.kind() == ErrorKind::Interrupted => (),
-                result => break result,
+        let near = match self.far {
+            0 => self.parts.len(),
+            _ => {
+                let near = self.buffers.iter().take_while(|buffer| !buffer.is_far());
+                near.map(Buffer::parts).sum()
             }
         };
-        match replaced {
-            None => self.parts.truncate(at),
-            Some(part) => {
-                if let Some(place) = self.parts.get_mut(at) {
-                    *place = part;
+        // The spill buffer comes after the guest's, in the place of one if there are too many.
+        let near = near.min(MAX_PARTS - 1);
+        let direct: usize = match near == self.parts.len() && self.far == 0 {
+            true => self.room,
+            false => self.parts.vectors().iter().take(near).map(IoVec::len).sum(),
+        };
+        let tap = self.tap;
+        let result = self.parts.with_last(near, self.spill, |vectors| {
+            loop {
+                match tap.receive(vectors) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                    result => break result,
                 }
             }
-        }
+        });
         match result {
             Ok(len) => Ok(Some(Packet {
                 len,
@@ -261,11 +334,6 @@ impl<'m> Receiver<'m> {
         }
     }
 
-    /// The parts of the chains at hand.
-    fn live(&self) -> &[IoVec<'m>] {
-        self.parts.get(self.start..).unwrap_or_default()
-    }
-
     /// Gives a packet to the guest, or drops it; `false` if there are too few buffers for now.
     fn deliver(&mut self, packet: Packet) -> Result<bool> {
         let spilt = packet.len - packet.direct;
@@ -276,16 +344,22 @@ impl<'m> Receiver<'m> {
         if spilt >= SPILL || packet.len > self.room {
             let wait = spilt < SPILL
                 && self.mode.mergeable
-                && self.chains.len() < usize::from(self.ring.size());
+                && self.buffers.len() < usize::from(self.ring.size());
             if !wait {
                 self.stats.drops.add(1);
             }
             return Ok(!wait);
         }
-        if spilt != 0 {
-            self.unspill(packet.direct, spilt)?;
+        let count = self.count(packet.len);
+        match self.fill(packet, count) {
+            Ok(()) => self.give(count, packet.len)?,
+            Err(Fault::Refused(_)) => {
+                self.stats.drops.add(1);
+                self.give(count, 0)?;
+                return Ok(true);
+            }
+            Err(fault) => return Err(fault.into()),
         }
-        self.give(packet.len)?;
         self.quiet = match packet.len > HEADER + self.mode.frame {
             true => 0,
             false => QUIET.min(self.quiet + 1),
@@ -297,46 +371,82 @@ impl<'m> Receiver<'m> {
         Ok(true)
     }
 
-    /// Copies `len` bytes of the spill buffer to byte `offset` of the buffers at hand.
-    fn unspill(&self, offset: usize, len: usize) -> Result<()> {
-        copy_in(self.live(), offset, self.spill.subslice(0, len)?);
-        self.stats.copied.add(1);
+    /// How many buffers a packet of `len` bytes takes.
+    fn count(&self, len: usize) -> u16 {
+        let mut left = len;
+        let mut count = 0;
+        for buffer in &self.buffers {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(buffer.len);
+            count += 1;
+        }
+        count
+    }
+
+    /// Brings what is spilt of a packet, which takes `count` buffers, to them, and completes its
+    /// header.
+    fn fill(&mut self, packet: Packet, count: u16) -> Result<(), Fault> {
+        let spilt = packet.len - packet.direct;
+        if spilt != 0 {
+            let spilt = self.spill.subslice(0, spilt).map_err(Fault::internal)?;
+            self.put(packet.direct, spilt)?;
+            self.stats.copied.add(1);
+        }
+        self.put(NUM_BUFFERS, count.to_le_bytes().as_mut_slice().into())?;
+        if !self.mode.flags {
+            self.put(0, [0].as_mut_slice().into())?;
+        }
         Ok(())
     }
 
-    /// Puts the buffers that hold `len` bytes into the used ring.
-    fn give(&mut self, len: usize) -> Result<()> {
-        let first = self.start;
-        let mut left = len;
-        let mut buffers = 0u16;
-
-        while left != 0 {
-            let Some(chain) = self.chains.pop_front() else {
+    /// Writes `from` at byte `offset` of the buffers at hand, which have room for it.
+    fn put(&mut self, mut offset: usize, from: VolatileSlice<'_>) -> Result<(), Fault> {
+        if self.far == 0 {
+            copy_in(self.parts.vectors(), offset, from);
+            return Ok(());
+        }
+        let mut vectors = self.parts.vectors();
+        let mut done = 0;
+        for buffer in &self.buffers {
+            let (own, rest) = vectors.split_at(buffer.parts().min(vectors.len()));
+            vectors = rest;
+            if offset >= buffer.len {
+                offset -= buffer.len;
+                continue;
+            }
+            let len = (buffer.len - offset).min(from.len() - done);
+            let part = from.subslice(done, len).map_err(Fault::internal)?;
+            match &buffer.place {
+                Place::Near(_) => {
+                    copy_in(own, offset, part);
+                }
+                Place::Far(segments) => self.memory.scatter(segments, offset, part)?,
+            }
+            done += len;
+            if done == from.len() {
                 break;
-            };
-            let written = left.min(chain.len);
-            self.ring.stage(chain.head, written)?;
+            }
+            offset = 0;
+        }
+        Ok(())
+    }
+
+    /// Puts the first `count` buffers into the used ring, as filled with `len` bytes.
+    fn give(&mut self, count: u16, len: usize) -> Result<()> {
+        let mut left = len;
+        let mut parts = 0;
+
+        for buffer in self.buffers.drain(..usize::from(count)) {
+            let written = left.min(buffer.len);
+            self.ring.stage(buffer.head, written)?;
             left -= written;
-            buffers += 1;
-            self.start += chain.parts;
-            self.room -= chain.len;
+            parts += buffer.parts();
+            self.room -= buffer.len;
+            self.far -= usize::from(buffer.is_far());
         }
-        let header = self.parts.get(first..).unwrap_or_default();
-        copy_in(
-            header,
-            NUM_BUFFERS,
-            buffers.to_le_bytes().as_mut_slice().into(),
-        );
-        if !self.mode.flags {
-            copy_in(header, 0, [0].as_mut_slice().into());
-        }
-        if self.start == self.parts.len() {
-            self.parts.clear();
-            self.start = 0;
-        } else if self.start > MAX_PARTS {
-            self.parts.drain(..self.start);
-            self.start = 0;
-        }
+        self.parts.drop_front(parts);
         Ok(())
     }
 }

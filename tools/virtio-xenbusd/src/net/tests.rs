@@ -2,6 +2,7 @@
 //! Cards on real taps and bridges, with the test as their driver. They need root.
 
 mod control;
+mod grants;
 mod receive;
 mod transmit;
 
