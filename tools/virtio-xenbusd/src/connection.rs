@@ -7,17 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use virtioif::ControlPage;
 use virtioif::bindings::{
-    VIRTIO_XENBUS_KEY_CONTROL_REF, VIRTIO_XENBUS_KEY_EVTCHN, VIRTIO_XENBUS_KEY_MODE,
+    VIRTIO_XENBUS_FRAMES_GUEST, VIRTIO_XENBUS_FRAMES_MACHINE, VIRTIO_XENBUS_KEY_CONTROL_REF,
+    VIRTIO_XENBUS_KEY_EVTCHN, VIRTIO_XENBUS_KEY_FRAMES, VIRTIO_XENBUS_KEY_MODE,
     VIRTIO_XENBUS_KEY_VERSION, VIRTIO_XENBUS_MAX_DIRECTORY, VIRTIO_XENBUS_REFS_PER_PAGE,
     VIRTIO_XENBUS_VERSION,
 };
 use vm_memory::{Bytes, VolatileMemory};
-use xen::{DomainId, EventChannel, GrantTable, Mapping, Store};
+use xen::{DomainId, EventChannel, ForeignMemory, GrantTable, Mapping, Store};
 
 use crate::control::{Binder, Controller};
 use crate::device::{Device, Doorbell};
 use crate::keys::key;
-use crate::memory::{DomainGrants, Pool, Sharing};
+use crate::memory::{DomainFrames, DomainGrants, Pool, Sharing};
 use crate::modes::{Mode, Modes};
 
 /// What the frontend writes to xenstore.
@@ -26,6 +27,8 @@ pub struct Offer {
     control_ref: u32,
     event_channel: u32,
     mode: Mode,
+    /// Frame numbers are those of the host.
+    host_frames: bool,
 }
 
 impl Offer {
@@ -57,7 +60,22 @@ impl Offer {
                  have: unbind and bind its driver, or correct address-modes"
             )
         })?;
+        let frames_path = format!("{frontend}/{}", key(VIRTIO_XENBUS_KEY_FRAMES));
+        let frames = store
+            .read(&frames_path)
+            .with_context(|| frames_path.clone())?;
+        let host_frames = match frames.as_deref() {
+            None => false,
+            Some(name) if name == key(VIRTIO_XENBUS_FRAMES_GUEST) => false,
+            Some(name) if name == key(VIRTIO_XENBUS_FRAMES_MACHINE) => true,
+            Some(name) => bail!(
+                "{frames_path}: {name:?} is neither \"{}\" nor \"{}\"",
+                key(VIRTIO_XENBUS_FRAMES_GUEST),
+                key(VIRTIO_XENBUS_FRAMES_MACHINE)
+            ),
+        };
         Ok(Self {
+            host_frames,
             control_ref: number(key(VIRTIO_XENBUS_KEY_CONTROL_REF))?,
             event_channel: number(key(VIRTIO_XENBUS_KEY_EVTCHN))?,
             mode,
@@ -106,7 +124,12 @@ impl Mapped {
                 domain,
                 table: Arc::clone(&grants),
             })),
-            Mode::Pool | Mode::Machine => Sharing::Pool,
+            Mode::Machine => Sharing::Frames(Arc::new(DomainFrames {
+                domain,
+                memory: ForeignMemory::open().context("cannot map the guest's memory")?,
+                host: offer.host_frames,
+            })),
+            Mode::Pool => Sharing::Pool,
         };
         let channel = EventChannel::bind(domain, offer.event_channel).with_context(|| {
             format!(

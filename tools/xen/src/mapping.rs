@@ -2,13 +2,14 @@
 //! Memory that is mapped.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use vm_memory::volatile_memory::{Error as VolatileError, Result as VolatileResult};
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use crate::{ForeignMemory, GrantTable, last_error};
+use crate::{ForeignMemory, GrantTable, PAGE_SIZE, last_error};
 
 /// Where the memory of a [`Mapping`] comes from, and so how it is given back.
 #[derive(Debug)]
@@ -66,6 +67,37 @@ impl Mapping {
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Self::new(start, len, Source::Anonymous))
+    }
+}
+
+impl Mapping {
+    /// Maps pages of `file` side by side, for tests.
+    pub fn of_file(file: BorrowedFd<'_>, pages: &[u64], writable: bool) -> io::Result<Self> {
+        let mapping = Self::anonymous(pages.len() * PAGE_SIZE)?;
+        let write = if writable { libc::PROT_WRITE } else { 0 };
+
+        for (index, &page) in pages.iter().enumerate() {
+            let offset = page
+                .checked_mul(PAGE_SIZE as u64)
+                .and_then(|offset| i64::try_from(offset).ok())
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            // SAFETY: The page is one of the mapping's, which nobody uses yet, and is mapped
+            // after as it was before.
+            let start = unsafe {
+                libc::mmap(
+                    mapping.start.as_ptr().add(index * PAGE_SIZE).cast(),
+                    PAGE_SIZE,
+                    libc::PROT_READ | write,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    file.as_raw_fd(),
+                    offset,
+                )
+            };
+            if start == libc::MAP_FAILED {
+                return Err(last_error());
+            }
+        }
+        Ok(mapping)
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::{opcode, types};
 use tap::IoVec;
@@ -184,8 +185,8 @@ impl Aio {
     }
 
     /// As [`Uring::wait`].
-    pub fn wait(&mut self) -> io::Result<()> {
-        self.uring.wait()
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.uring.wait(timeout)
     }
 
     /// As [`Uring::next_event`].
@@ -207,7 +208,7 @@ impl Drop for Aio {
             if self.count == 0 {
                 return;
             }
-            if let Err(error) = self.wait() {
+            if let Err(error) = self.wait(None) {
                 // The kernel may still use the memory: leave it mapped.
                 log::error!("io_uring: {error}");
                 std::mem::forget(std::mem::take(&mut self.slots));

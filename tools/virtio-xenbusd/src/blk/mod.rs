@@ -199,7 +199,7 @@ impl Device for Block {
     }
 
     fn address_modes(&self) -> &[Mode] {
-        &[Mode::Pool, Mode::Grant]
+        &Mode::ALL
     }
 
     fn queue_name(&self, index: u16) -> String {

@@ -13,7 +13,7 @@ use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
 use super::request::{Buffers, Limits, Operation, Refused};
 use crate::device::Ring;
-use crate::memory::{Access, Lent, Memory, Parts, Segment, total};
+use crate::memory::{Access, Lent, Memory, Needs, Parts, Segment, total};
 use crate::stats::Stats;
 use crate::throttle::Throttle;
 use crate::uring::{Event, Uring};
@@ -74,7 +74,11 @@ impl Queue {
         let size = ring.queue.size();
         let uring = Uring::new(size, stop, ring.doorbell.as_fd()).context("io_uring")?;
         let aio = Aio::new(uring, disk, &ring.memory, size);
-        let memory = Memory::new(&ring.memory, &ring.sharing, COPIES, &ring.stats)?;
+        let needs = Needs {
+            copies: COPIES,
+            pages: disk.is_direct(),
+        };
+        let memory = Memory::new(&ring.memory, &ring.sharing, needs, &ring.stats)?;
         Ok(Self {
             limits: Limits {
                 sectors: disk.sectors(),
@@ -99,7 +103,9 @@ impl Queue {
         loop {
             self.begin(stop)?;
             self.ring.notify()?;
-            self.aio.wait().context("io_uring")?;
+            self.memory.sweep();
+            let timeout = self.memory.until_sweep();
+            self.aio.wait(timeout).context("io_uring")?;
             if stop.requested() {
                 return Ok(());
             }
@@ -111,7 +117,7 @@ impl Queue {
     fn finish(&mut self) -> Result<()> {
         self.resume()?;
         while self.aio.busy() > 0 {
-            self.aio.wait().context("io_uring")?;
+            self.aio.wait(None).context("io_uring")?;
             while let Some(event) = self.aio.next_event().context("io_uring")? {
                 if let Event::Io(slot, result) = event {
                     self.finish_io(slot, result)?;

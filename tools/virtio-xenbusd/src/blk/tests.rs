@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests through a real ring to a real file.
 
+mod frames;
 mod grants;
 
 use std::fs::File;

@@ -6,6 +6,7 @@
 //! brings what was written there to the guest, and clearing the parts ends the loan.
 
 mod bounce;
+mod frames;
 mod grants;
 mod parts;
 mod pool;
@@ -15,10 +16,13 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vm_memory::VolatileSlice;
 
 use self::bounce::Bounce;
+use self::frames::Cache;
+pub use self::frames::{DomainFrames, Frames};
 pub use self::grants::{DomainGrants, Grants};
 pub use self::parts::Parts;
 #[cfg(test)]
@@ -43,6 +47,8 @@ pub enum Sharing {
     Pool,
     /// What it has granted.
     Grants(Arc<dyn Grants>),
+    /// All of its memory.
+    Frames(Arc<dyn Frames>),
 }
 
 /// Why a buffer cannot be used.
@@ -99,31 +105,75 @@ pub enum Lent {
     Never,
 }
 
+/// What a device needs of the memory that it is lent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// The most bytes that are lent as copies at a time.
+    pub copies: usize,
+    /// It must consist of pages that the kernel can do direct I/O on.
+    pub pages: bool,
+}
+
 /// The way of one queue to its buffers.
 pub struct Memory {
     pool: Pool,
-    sharing: Sharing,
+    other: Other,
+    /// Which buffers are lent as copies.
+    copied: Copied,
     bounce: Bounce,
+    /// Empty between calls.
+    scratch: Parts,
     stats: Arc<Stats>,
 }
 
+/// What there is beside the pool.
+enum Other {
+    Nothing,
+    Grants(Arc<dyn Grants>),
+    Frames(Cache),
+}
+
+/// The kinds of buffers that are lent as copies.
+#[derive(Clone, Copy)]
+struct Copied {
+    frames: bool,
+}
+
+impl Copied {
+    fn has(self, segment: &Segment) -> bool {
+        match segment.kind() {
+            Kind::Pool => false,
+            Kind::Grant => true,
+            Kind::Machine => self.frames,
+        }
+    }
+}
+
 impl Memory {
-    /// Buffers in `pool` and what else the frontend shares. At most `bounce` bytes are lent at a
-    /// time that are copies.
+    /// Buffers in `pool` and what else the frontend shares, for a device with these `needs`.
     pub fn new(
         pool: &Pool,
         sharing: &Sharing,
-        bounce: usize,
+        needs: Needs,
         stats: &Arc<Stats>,
     ) -> io::Result<Self> {
-        let bounce = match sharing {
-            Sharing::Pool => 0,
-            Sharing::Grants(_) => bounce,
+        let (other, copies) = match sharing {
+            Sharing::Pool => (Other::Nothing, 0),
+            Sharing::Grants(grants) => (Other::Grants(Arc::clone(grants)), needs.copies),
+            Sharing::Frames(frames) => (
+                Other::Frames(Cache::new(frames, stats)),
+                // Nobody can do direct I/O on another domain's memory that is not granted.
+                if needs.pages { needs.copies } else { 0 },
+            ),
         };
         Ok(Self {
             pool: pool.clone(),
-            sharing: sharing.clone(),
-            bounce: Bounce::new(bounce)?,
+            other,
+            copied: Copied {
+                frames: needs.pages,
+            },
+            bounce: Bounce::new(copies)?,
+            scratch: Parts::new(pool),
             stats: Arc::clone(stats),
         })
     }
@@ -133,19 +183,22 @@ impl Memory {
         Parts::new(&self.pool)
     }
 
-    /// Checks and counts a buffer of a descriptor.
+    /// Checks and counts a buffer of a descriptor, which is not empty.
     ///
     /// # Errors
     ///
     /// [`Fault::Outside`].
     pub fn check(&self, segment: Segment) -> Result<(), Fault> {
-        let (inside, count) = match (segment.kind(), &self.sharing) {
+        let (inside, count) = match (segment.kind(), &self.other) {
             (Kind::Pool, _) => {
                 let inside = self.pool.slice(segment).is_some();
                 (inside, &self.stats.pool_buffers)
             }
-            (Kind::Grant, Sharing::Grants(_)) => {
+            (Kind::Grant, Other::Grants(_)) => {
                 (segment.has_references(), &self.stats.grant_buffers)
+            }
+            (Kind::Machine, Other::Frames(_)) => {
+                (segment.has_frames(), &self.stats.machine_buffers)
             }
             _ => return Err(Fault::Outside(segment)),
         };
@@ -157,8 +210,8 @@ impl Memory {
     }
 
     /// Whether what is lent of it is a copy.
-    pub fn is_copied(segment: &Segment) -> bool {
-        segment.kind() == Kind::Grant
+    pub fn is_copied(&self, segment: &Segment) -> bool {
+        self.copied.has(segment)
     }
 
     /// Adds local memory for `segments`, which have been checked and which the device accesses as
@@ -186,9 +239,14 @@ impl Memory {
         access: Access,
         parts: &mut Parts,
     ) -> Result<Lent, Fault> {
-        let copied = segments.iter().copied().filter(Self::is_copied);
+        let is_copied = self.copied;
+        let copied = segments.iter().copied();
+        let copied = copied.filter(move |segment| is_copied.has(segment));
         let len = copied.clone().map(|segment| segment.len).sum();
         if len == 0 {
+            if let Other::Frames(frames) = &mut self.other {
+                return frames.lend(segments.iter().copied(), access, true, parts);
+            }
             for segment in segments {
                 parts.add_pool(*segment)?;
             }
@@ -204,7 +262,7 @@ impl Memory {
         }
         let mut at = 0;
         for segment in segments {
-            if Self::is_copied(segment) {
+            if is_copied.has(segment) {
                 parts.add_run(&run, at, segment.len)?;
                 at += segment.len;
             } else {
@@ -220,7 +278,8 @@ impl Memory {
         let Some(run) = parts.run() else {
             return Ok(());
         };
-        let copied = self::parts(segments, 0, len).filter(Self::is_copied);
+        let is_copied = self.copied;
+        let copied = self::parts(segments, 0, len).filter(move |segment| is_copied.has(segment));
         let len = copied.clone().map(|segment| segment.len).sum();
         let local = run.slice(0, len).map_err(Fault::internal)?;
         self.copy(Access::Write, segment::beside(copied, local))
@@ -254,25 +313,79 @@ impl Memory {
         access: Access,
         pieces: impl Iterator<Item = (Segment, VolatileSlice<'a>)> + Clone,
     ) -> Result<(), Fault> {
-        for (segment, local) in pieces.clone() {
-            if segment.kind() == Kind::Pool {
-                let slice = self.pool.slice(segment).ok_or(Fault::Outside(segment))?;
-                match access {
-                    Access::Read => slice.copy_to_volatile_slice(local),
-                    Access::Write => local.copy_to_volatile_slice(slice),
-                }
+        let near = pieces
+            .clone()
+            .filter(|(segment, _)| segment.kind() == Kind::Pool);
+        for (segment, local) in near {
+            let slice = self.pool.slice(segment).ok_or(Fault::Outside(segment))?;
+            copy_slice(access, slice, local);
+        }
+        match &mut self.other {
+            Other::Nothing => Ok(()),
+            Other::Grants(grants) => {
+                let stats = &self.stats;
+                let mut pieces = pieces
+                    .filter(|(segment, _)| segment.kind() == Kind::Grant)
+                    .map(|(segment, local)| {
+                        stats.grant_copied.add(segment.len as u64);
+                        (segment.grant(), local)
+                    });
+                grants.copy(access, &mut pieces).map_err(Fault::Refused)
+            }
+            Other::Frames(frames) => {
+                let pieces = pieces.filter(|(segment, _)| segment.is_machine());
+                let result = copy_frames(frames, access, pieces, &mut self.scratch);
+                self.scratch.clear();
+                result
             }
         }
-        if let Sharing::Grants(grants) = &self.sharing {
-            let copied = &self.stats.grant_copied;
-            let mut pieces = pieces
-                .filter(|(segment, _)| segment.kind() == Kind::Grant)
-                .map(|(segment, local)| {
-                    copied.add(segment.len as u64);
-                    (segment.grant(), local)
-                });
-            grants.copy(access, &mut pieces).map_err(Fault::Refused)?;
+    }
+
+    /// How long until [`Memory::sweep`] has something to do, if it will.
+    pub fn until_sweep(&self) -> Option<Duration> {
+        match &self.other {
+            Other::Frames(frames) => frames.until_sweep(),
+            _ => None,
         }
-        Ok(())
+    }
+
+    /// Lets go of what has not been used for some time.
+    pub fn sweep(&mut self) {
+        if let Other::Frames(frames) = &mut self.other {
+            frames.sweep();
+        }
+    }
+}
+
+/// Copies between mapped frames and local memory beside them.
+fn copy_frames<'a>(
+    frames: &mut Cache,
+    access: Access,
+    pieces: impl Iterator<Item = (Segment, VolatileSlice<'a>)> + Clone,
+    scratch: &mut Parts,
+) -> Result<(), Fault> {
+    let segments = pieces.clone().map(|(segment, _)| segment);
+    // However many there are, they are not more than what is local and a chain's descriptors need.
+    frames.lend(segments, access, false, scratch)?;
+    let mut vectors = scratch.vectors().iter();
+    for (_, local) in pieces {
+        let mut at = 0;
+        while at < local.len() {
+            let Some(vector) = vectors.next() else {
+                return Ok(());
+            };
+            let part = local.subslice(at, vector.len()).map_err(Fault::internal)?;
+            copy_slice(access, vector.slice(), part);
+            at += vector.len();
+        }
+    }
+    Ok(())
+}
+
+/// Copies from `guest` to `local` or back.
+fn copy_slice(access: Access, guest: VolatileSlice<'_>, local: VolatileSlice<'_>) {
+    match access {
+        Access::Read => guest.copy_to_volatile_slice(local),
+        Access::Write => local.copy_to_volatile_slice(guest),
     }
 }

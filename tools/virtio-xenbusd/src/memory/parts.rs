@@ -11,11 +11,13 @@ use tap::IoVec;
 use vm_memory::VolatileSlice;
 
 use super::bounce::Run;
+use super::frames::Loan;
 use super::{Fault, Pool, Segment};
 
 /// What keeps memory as it is.
 enum Hold {
     Run(Rc<Run>),
+    Loan(#[allow(dead_code)] Loan),
 }
 
 /// Local memory for buffers, which is kept as it is until they are dropped from here.
@@ -117,6 +119,16 @@ impl Parts {
         Ok(())
     }
 
+    /// Adds `len` bytes of the frames of `loan` from `offset` on.
+    pub fn add_loan(&mut self, loan: Loan, offset: usize, len: usize) -> Result<(), Fault> {
+        let slice = loan.slice(offset, len).map_err(Fault::internal)?;
+        // SAFETY: The slice is in mapped memory, which the loan, that is kept, does not let go.
+        let slice = unsafe { unbound(slice) };
+        self.vectors.push(slice);
+        self.hold(Hold::Loan(loan));
+        Ok(())
+    }
+
     /// Keeps what the last vector needs.
     fn hold(&mut self, hold: Hold) {
         self.holds.push_back((self.vectors.len(), hold));
@@ -124,7 +136,10 @@ impl Parts {
 
     /// The run that the first of them are in that are in one.
     pub fn run(&self) -> Option<&Rc<Run>> {
-        self.holds.iter().map(|(_, Hold::Run(run))| run).next()
+        self.holds.iter().find_map(|(_, hold)| match hold {
+            Hold::Run(run) => Some(run),
+            Hold::Loan(_) => None,
+        })
     }
 
     /// Calls `with` with the first `count` of them, and `last` after those.

@@ -3,7 +3,7 @@
 
 use virtioif::bindings::{VIRTIO_XENBUS_ADDR_GRANT, VIRTIO_XENBUS_ADDR_POOL};
 use vm_memory::{Address, GuestAddress, VolatileSlice};
-use xen::GrantAddress;
+use xen::{GrantAddress, PAGE_SIZE};
 
 /// Bit 63. CAST: bindgen has the largest signed type for it.
 const GRANT: u64 = VIRTIO_XENBUS_ADDR_GRANT as u64;
@@ -13,6 +13,9 @@ const POOL: u64 = VIRTIO_XENBUS_ADDR_POOL;
 
 /// Bits of a grant's reference and offset.
 const GRANT_BITS: u32 = 44;
+
+/// Bits of a frame's number and offset: those of a physical address.
+const MACHINE_BITS: u32 = 52;
 
 /// What an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,31 @@ impl Segment {
     /// Whether all of it has a grant reference that may exist.
     pub fn has_references(&self) -> bool {
         ends_by(self.grant().0, self.len, 1 << GRANT_BITS)
+    }
+}
+
+impl Segment {
+    /// Whether it is named by frames.
+    pub fn is_machine(&self) -> bool {
+        self.kind() == Kind::Machine
+    }
+
+    /// Whether all of it has a frame number that may exist.
+    pub fn has_frames(&self) -> bool {
+        ends_by(self.address.0, self.len, 1 << MACHINE_BITS)
+    }
+
+    /// Its frames. There are some, and they can be.
+    pub fn frames(&self) -> impl Iterator<Item = u64> + Clone + use<> {
+        let page = PAGE_SIZE as u64;
+        let end = self.address.0.saturating_add(self.len as u64);
+        self.address.0 / page..end.div_ceil(page)
+    }
+
+    /// Where it begins in its first page.
+    pub fn page_offset(&self) -> usize {
+        // CAST: Less than a page.
+        (self.address.0 % PAGE_SIZE as u64) as usize
     }
 }
 
@@ -154,6 +182,27 @@ mod tests {
             let segment = segment(address, len);
             assert_eq!(segment.has_references(), good, "{segment:x?}");
         }
+    }
+
+    #[test]
+    fn frames_end() {
+        const END: u64 = 1 << 52;
+        for (address, len, good) in [
+            (END - 1, 1, true),
+            (END - 1, 2, false),
+            (END, 1, false),
+            (0, 1, true),
+            (0, u32::MAX as usize, true),
+            (END - 4096, usize::MAX, false),
+        ] {
+            let segment = segment(address, len);
+            assert_eq!(segment.has_frames(), good, "{segment:x?}");
+        }
+        let frames = |address, len| segment(address, len).frames().collect::<Vec<_>>();
+        assert_eq!(frames(0x5fff, 1), [5]);
+        assert_eq!(frames(0x5fff, 2), [5, 6]);
+        assert_eq!(frames(0x5000, 0x2000), [5, 6]);
+        assert_eq!(frames(0x5001, 0x2000), [5, 6, 7]);
     }
 
     #[test]

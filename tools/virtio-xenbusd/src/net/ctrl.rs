@@ -13,7 +13,7 @@ use super::features;
 use super::mac::Mac;
 use super::wait;
 use crate::device::Ring;
-use crate::memory::{Fault, Memory, Pool, Segment, total};
+use crate::memory::{Fault, Memory, Needs, Pool, Segment, total};
 use crate::stats::Stats;
 use crate::worker::Stop;
 
@@ -44,7 +44,7 @@ const CONFIG_MAC: usize = 0;
 
 /// Carries out the commands in `ring`, for a guest that has accepted `accepted`.
 pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<()> {
-    let mut memory = Memory::new(&ring.memory, &ring.sharing, 0, &ring.stats)?;
+    let mut memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats)?;
     while !stop.requested() {
         ring.queue.disable_notification(&ring.memory)?;
         for _ in 0..BATCH {
@@ -59,8 +59,9 @@ pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<
         if !ring.queue.enable_notification(&ring.memory)? {
             wait(
                 [stop.as_fd(), ring.doorbell.as_fd()].map(|fd| (fd, PollFlags::POLLIN)),
-                None,
+                memory.until_sweep(),
             )?;
+            memory.sweep();
             ring.stats.kicks.add(ring.doorbell.acknowledge()?.into());
         }
     }

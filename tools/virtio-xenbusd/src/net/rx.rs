@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tap::{IoVec, MAX_PARTS, copy_in};
@@ -162,6 +163,12 @@ impl<'m> Receiver<'m> {
         &mut self.ring
     }
 
+    /// Lets go of memory that is not used; when to do so again, if there is some.
+    pub fn sweep(&mut self) -> Option<Duration> {
+        self.memory.sweep();
+        self.memory.until_sweep()
+    }
+
     /// Drops the packet that waits for buffers, if there is one.
     ///
     /// A guest may make buffers available only when it has got a packet.
@@ -291,7 +298,8 @@ impl<'m> Receiver<'m> {
 
     /// Adds local memory for `segments`, if they can be written there.
     fn lend(&mut self) -> Result<Lent, Fault> {
-        if self.segments.iter().any(Memory::is_copied) {
+        let mut segments = self.segments.iter();
+        if segments.any(|segment| self.memory.is_copied(segment)) {
             return Ok(Lent::Never);
         }
         self.memory

@@ -5,6 +5,7 @@
 //! one of its own, header included, and checks the header as it does.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -57,6 +58,12 @@ impl<'m> Sender<'m> {
     /// The ring, to publish what was sent.
     pub fn ring(&mut self) -> &mut Vring<'m> {
         &mut self.ring
+    }
+
+    /// Lets go of memory that is not used; when to do so again, if there is some.
+    pub fn sweep(&mut self) -> Option<Duration> {
+        self.memory.sweep();
+        self.memory.until_sweep()
     }
 
     /// Sends packets until it wants something, or enough for one turn.

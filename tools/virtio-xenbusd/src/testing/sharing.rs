@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What a guest shares beside its pool, where there is no Xen.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::VolatileSlice;
-use xen::{GrantAddress, PAGE_SIZE};
+use xen::{GrantAddress, Mapping, PAGE_SIZE};
 
-use crate::memory::{Access, Grants, Sharing};
+use crate::memory::{Access, Frames, Grants, Sharing};
 
 /// The first reference; those from the middle on are read-only.
 pub const FIRST: u64 = 1000;
@@ -66,5 +70,58 @@ impl Grants for FakeGrants {
             }
         }
         Ok(())
+    }
+}
+
+/// All of a guest's memory.
+pub struct FakeFrames {
+    memory: File,
+    count: u64,
+    stay: bool,
+    /// Pages of each call.
+    pub calls: Mutex<Vec<usize>>,
+}
+
+impl FakeFrames {
+    /// `count` pages of zeroes. With `stay`, frames do not become other pages.
+    pub fn new(count: u64, stay: bool) -> Arc<Self> {
+        let name = c"guest";
+        let memory = memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap();
+        let memory = File::from(memory);
+        memory.set_len(count * PAGE_SIZE as u64).unwrap();
+        Arc::new(Self {
+            memory,
+            count,
+            stay,
+            calls: Mutex::default(),
+        })
+    }
+
+    pub fn sharing(self: &Arc<Self>) -> Sharing {
+        Sharing::Frames(Arc::clone(self) as _)
+    }
+
+    pub fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        self.memory.write_all_at(bytes, offset).unwrap();
+    }
+}
+
+impl Frames for FakeFrames {
+    fn map(&self, frames: &[u64], writable: bool) -> io::Result<Mapping> {
+        if frames.iter().any(|&frame| frame >= self.count) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.calls.lock().unwrap().push(frames.len());
+        Mapping::of_file(self.memory.as_fd(), frames, writable)
+    }
+
+    fn stay(&self) -> bool {
+        self.stay
     }
 }

@@ -17,7 +17,7 @@ fn fixture(name: &str) -> (Fixture, std::sync::Arc<FakeGrants>) {
 }
 
 /// Sends a request with data at these addresses.
-fn request(disk: &mut Fixture, kind: u32, sector: u64, data: &[(u64, u32)]) -> (u8, u32) {
+pub fn request(disk: &mut Fixture, kind: u32, sector: u64, data: &[(u64, u32)]) -> (u8, u32) {
     let flags = if kind == READ { WRITE } else { 0 };
     let last = 1 + data.len() as u16;
     disk.header(kind, sector);
@@ -32,7 +32,7 @@ fn request(disk: &mut Fixture, kind: u32, sector: u64, data: &[(u64, u32)]) -> (
 }
 
 /// The data of all sectors from `sector` on.
-fn sectors(sector: u64, len: usize) -> Vec<u8> {
+pub fn sectors(sector: u64, len: usize) -> Vec<u8> {
     let bytes = (sector..).flat_map(|sector| [sector as u8; SECTOR as usize]);
     bytes.take(len).collect()
 }

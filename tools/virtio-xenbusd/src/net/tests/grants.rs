@@ -129,6 +129,7 @@ fn granted_packets_are_sent() {
     driver.descriptor(0, 1, FakeGrants::at(READONLY + 100), 9000, 0, 0);
     driver.submit(0);
     assert!(host.receive() == packet);
+    assert_eq!(driver.wait_used(3), (0, 0));
     let stats = &driver.stats;
     assert_eq!((stats.requests.get(), stats.drops.get()), (2, 1));
     assert_eq!(stats.from_guest.get(), 18000);

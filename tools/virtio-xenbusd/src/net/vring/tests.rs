@@ -5,14 +5,14 @@ use vm_memory::GuestMemoryBackend;
 
 use super::*;
 use crate::device::Ring;
-use crate::memory::total;
+use crate::memory::{Needs, total};
 use crate::testing::sharing::FakeGrants;
 use crate::testing::{DATA, Driver, INDIRECT, NEXT, WRITE};
 
 const TABLE: u64 = 0x8000;
 
 fn memory(ring: &Ring) -> Memory {
-    Memory::new(&ring.memory, &ring.sharing, 0, &ring.stats).unwrap()
+    Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats).unwrap()
 }
 
 /// Offers one chain that `build` makes to a ring of 16.
