@@ -124,10 +124,10 @@ pub fn parts(
 }
 
 /// Each of `segments` with its part of `local`, which has them one after the other.
-pub fn beside<'a>(
+pub fn beside(
     segments: impl Iterator<Item = Segment> + Clone,
-    local: VolatileSlice<'a>,
-) -> impl Iterator<Item = (Segment, VolatileSlice<'a>)> + Clone {
+    local: VolatileSlice<'_>,
+) -> impl Iterator<Item = (Segment, VolatileSlice<'_>)> + Clone {
     let mut at = 0;
 
     segments.map_while(move |segment| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Network device on a tap interface in a bridge.
 
+mod buffers;
 mod card;
 mod ctrl;
 pub mod features;

@@ -6,17 +6,17 @@
 //! lost, until the guest makes more of them available. So it does when it goes to granted buffers:
 //! they are written to from there.
 
-use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tap::{IoVec, MAX_PARTS, copy_in};
+use tap::IoVec;
 use vm_memory::VolatileSlice;
 
-use super::vring::{Chain, Vring};
+use super::buffers::Buffers;
+use super::vring::Vring;
 use super::{BATCH_BYTES, BATCH_PACKETS, HEADER, MAX_PACKET};
-use crate::memory::{Access, Fault, Lent, Memory, Parts, Segment, parts};
+use crate::memory::{Fault, Memory, Segment};
 use crate::stats::Stats;
 
 /// Where in the header the number of buffers stands.
@@ -69,36 +69,6 @@ struct Packet {
     direct: usize,
 }
 
-/// A chain that was taken from the ring and not yet used.
-struct Buffer {
-    head: u16,
-    /// Bytes that a packet may fill.
-    len: usize,
-    place: Place,
-}
-
-/// Where a buffer is.
-enum Place {
-    /// In local memory of so many parts.
-    Near(usize),
-    /// Where it must be copied to.
-    Far(Box<[Segment]>),
-}
-
-impl Buffer {
-    /// How many parts of local memory it has.
-    fn parts(&self) -> usize {
-        match self.place {
-            Place::Near(parts) => parts,
-            Place::Far(_) => 0,
-        }
-    }
-
-    fn is_far(&self) -> bool {
-        matches!(self.place, Place::Far(_))
-    }
-}
-
 /// Receives packets for one queue.
 pub struct Receiver<'m> {
     ring: Vring<'m>,
@@ -108,13 +78,7 @@ pub struct Receiver<'m> {
     mode: Mode,
     spill: VolatileSlice<'m>,
     /// Buffers at hand.
-    buffers: VecDeque<Buffer>,
-    /// How many of them are far.
-    far: usize,
-    /// The local memory of the others.
-    parts: Parts,
-    /// Bytes of all.
-    room: usize,
+    buffers: Buffers,
     /// The chain that was taken last.
     segments: Vec<Segment>,
     /// A packet for which there are too few buffers.
@@ -141,16 +105,13 @@ impl<'m> Receiver<'m> {
         spill: &'m mut [u8],
     ) -> Self {
         Self {
-            parts: memory.parts(),
+            buffers: Buffers::new(&memory),
             ring,
             memory,
             tap,
             stats,
             mode,
             spill: spill.into(),
-            buffers: VecDeque::new(),
-            far: 0,
-            room: 0,
             segments: Vec::new(),
             held: None,
             quiet: 0,
@@ -251,7 +212,7 @@ impl<'m> Receiver<'m> {
     fn collect(&mut self, room: usize) -> Result<()> {
         // Those that cannot be used count, too: the guest does not decide how long this takes.
         for _ in self.buffers.len()..usize::from(self.ring.size()) {
-            if self.room >= room {
+            if self.buffers.room() >= room {
                 break;
             }
             self.segments.clear();
@@ -263,73 +224,29 @@ impl<'m> Receiver<'m> {
                 "a receive buffer of {} bytes",
                 chain.len
             );
-            self.take(chain)?;
+            match self.buffers.add(chain, &self.segments, &mut self.memory) {
+                Ok(()) => (),
+                // No packet can be put there. An empty one is what the driver throws away.
+                Err(Fault::Refused(_)) => {
+                    self.stats.drops.add(1);
+                    self.ring.stage(chain.head, 0)?;
+                }
+                Err(fault) => return Err(fault.into()),
+            }
         }
         Ok(())
-    }
-
-    /// Adds the chain in `segments` to the buffers at hand.
-    fn take(&mut self, chain: Chain) -> Result<()> {
-        const LONGEST: usize = HEADER + MAX_PACKET;
-
-        if chain.len > LONGEST {
-            self.segments = parts(&self.segments, 0, LONGEST).collect();
-        }
-        let before = self.parts.len();
-        let place = match self.lend() {
-            Ok(Lent::Yes) => Place::Near(self.parts.len() - before),
-            Ok(_) => {
-                self.far += 1;
-                Place::Far(self.segments.as_slice().into())
-            }
-            // No packet can be put there. An empty one is what the driver throws away.
-            Err(Fault::Refused(_)) => {
-                self.stats.drops.add(1);
-                return self.ring.stage(chain.head, 0);
-            }
-            Err(fault) => return Err(fault.into()),
-        };
-        let len = chain.len.min(LONGEST);
-        self.room += len;
-        let head = chain.head;
-        self.buffers.push_back(Buffer { head, len, place });
-        Ok(())
-    }
-
-    /// Adds local memory for `segments`, if they can be written there.
-    fn lend(&mut self) -> Result<Lent, Fault> {
-        let mut segments = self.segments.iter();
-        if segments.any(|segment| self.memory.is_copied(segment)) {
-            return Ok(Lent::Never);
-        }
-        self.memory
-            .lend(&self.segments, Access::Write, &mut self.parts)
     }
 
     /// Takes a packet from the tap; `None` if there is none.
     fn read(&mut self) -> Result<Option<Packet>> {
-        let near = match self.far {
-            0 => self.parts.len(),
-            _ => {
-                let near = self.buffers.iter().take_while(|buffer| !buffer.is_far());
-                near.map(Buffer::parts).sum()
-            }
-        };
-        // The spill buffer comes after the guest's, in the place of one if there are too many.
-        let near = near.min(MAX_PARTS - 1);
-        let direct: usize = match near == self.parts.len() && self.far == 0 {
-            true => self.room,
-            false => self.parts.vectors().iter().take(near).map(IoVec::len).sum(),
-        };
         let tap = self.tap;
-        let result = self.parts.with_last(near, self.spill, |vectors| {
-            loop {
-                match tap.receive(vectors) {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => (),
-                    result => break result,
-                }
+        let receive = |parts: &[IoVec<'_>]| loop {
+            match tap.receive(parts) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                result => break result,
             }
-        });
+        };
+        let (direct, result) = self.buffers.with_spill(self.spill, receive);
         match result {
             Ok(len) => Ok(Some(Packet {
                 len,
@@ -349,7 +266,7 @@ impl<'m> Receiver<'m> {
         if self.mode.mergeable {
             self.collect(packet.len)?;
         }
-        if spilt >= SPILL || packet.len > self.room {
+        if spilt >= SPILL || packet.len > self.buffers.room() {
             let wait = spilt < SPILL
                 && self.mode.mergeable
                 && self.buffers.len() < usize::from(self.ring.size());
@@ -358,7 +275,7 @@ impl<'m> Receiver<'m> {
             }
             return Ok(!wait);
         }
-        let count = self.count(packet.len);
+        let count = self.buffers.count(packet.len);
         match self.fill(packet, count) {
             Ok(()) => self.give(count, packet.len)?,
             Err(Fault::Refused(_)) => {
@@ -379,20 +296,6 @@ impl<'m> Receiver<'m> {
         Ok(true)
     }
 
-    /// How many buffers a packet of `len` bytes takes.
-    fn count(&self, len: usize) -> u16 {
-        let mut left = len;
-        let mut count = 0;
-        for buffer in &self.buffers {
-            if left == 0 {
-                break;
-            }
-            left = left.saturating_sub(buffer.len);
-            count += 1;
-        }
-        count
-    }
-
     /// Brings what is spilt of a packet, which takes `count` buffers, to them, and completes its
     /// header.
     fn fill(&mut self, packet: Packet, count: u16) -> Result<(), Fault> {
@@ -409,52 +312,15 @@ impl<'m> Receiver<'m> {
         Ok(())
     }
 
-    /// Writes `from` at byte `offset` of the buffers at hand, which have room for it.
-    fn put(&mut self, mut offset: usize, from: VolatileSlice<'_>) -> Result<(), Fault> {
-        if self.far == 0 {
-            copy_in(self.parts.vectors(), offset, from);
-            return Ok(());
-        }
-        let mut vectors = self.parts.vectors();
-        let mut done = 0;
-        for buffer in &self.buffers {
-            let (own, rest) = vectors.split_at(buffer.parts().min(vectors.len()));
-            vectors = rest;
-            if offset >= buffer.len {
-                offset -= buffer.len;
-                continue;
-            }
-            let len = (buffer.len - offset).min(from.len() - done);
-            let part = from.subslice(done, len).map_err(Fault::internal)?;
-            match &buffer.place {
-                Place::Near(_) => {
-                    copy_in(own, offset, part);
-                }
-                Place::Far(segments) => self.memory.scatter(segments, offset, part)?,
-            }
-            done += len;
-            if done == from.len() {
-                break;
-            }
-            offset = 0;
-        }
-        Ok(())
+    /// Writes `from` at byte `offset` of the buffers at hand.
+    fn put(&mut self, offset: usize, from: VolatileSlice<'_>) -> Result<(), Fault> {
+        self.buffers.put(offset, from, &mut self.memory)
     }
 
     /// Puts the first `count` buffers into the used ring, as filled with `len` bytes.
     fn give(&mut self, count: u16, len: usize) -> Result<()> {
-        let mut left = len;
-        let mut parts = 0;
-
-        for buffer in self.buffers.drain(..usize::from(count)) {
-            let written = left.min(buffer.len);
-            self.ring.stage(buffer.head, written)?;
-            left -= written;
-            parts += buffer.parts();
-            self.room -= buffer.len;
-            self.far -= usize::from(buffer.is_far());
-        }
-        self.parts.drop_front(parts);
-        Ok(())
+        let ring = &mut self.ring;
+        self.buffers
+            .take(count, len, |head, written| ring.stage(head, written))
     }
 }
