@@ -114,6 +114,7 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// The way to `source`, with nothing mapped yet.
     pub fn new(source: &Arc<dyn Frames>, stats: &Arc<Stats>) -> Self {
         Self {
             source: Arc::clone(source),
@@ -126,12 +127,12 @@ impl Cache {
         }
     }
 
-    /// Adds to `parts` what `add` adds for segments that are not in frames, and memory for those
-    /// that are, which `in_frames` has.
+    /// Adds the memory of `segments`, in frames and in the pool, to `parts`. If it is not
+    /// `limited`, it is for a copy: few, and only for now.
     ///
     /// # Errors
     ///
-    /// [`Fault::Refused`].
+    /// Xen refuses a frame. Some may have been added.
     pub fn lend(
         &mut self,
         segments: impl Iterator<Item = Segment> + Clone,
@@ -225,10 +226,9 @@ impl Cache {
                 place
             })
             .collect();
+        let hits = places.len() - missing.len();
+        self.stats.frame_hits.add(hits as u64);
         if !missing.is_empty() {
-            self.stats
-                .frame_hits
-                .add((places.len() - missing.len()) as u64);
             // Side by side if they are so in the host.
             missing.sort_unstable();
             missing.dedup();
@@ -236,18 +236,15 @@ impl Cache {
                 return self.map_once(frames, writable);
             }
             let mapped = self.map(missing, writable)?;
-            for (place, frame) in places.iter_mut().zip(frames) {
-                if place.is_none() {
-                    let index = mapped.frames.binary_search(&frame).ok();
-                    *place = index.map(|index| Place {
-                        mapped: Rc::clone(&mapped),
-                        index,
-                    });
-                }
+            let missing = places.iter_mut().zip(frames);
+            for (place, frame) in missing.filter(|(place, _)| place.is_none()) {
+                let index = mapped.frames.binary_search(&frame).ok();
+                *place = index.map(|index| Place {
+                    mapped: Rc::clone(&mapped),
+                    index,
+                });
             }
             self.keep(mapped);
-        } else {
-            self.stats.frame_hits.add(places.len() as u64);
         }
         Ok(places.into_iter().flatten().collect())
     }
