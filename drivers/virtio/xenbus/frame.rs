@@ -7,11 +7,11 @@
 
 use super::{
     address::pages_spanned,
-    wire::{
-        ADDR_POOL,
-        PAGE_SIZE, //
-    },
+    wire::PAGE_SIZE, //
 };
+
+/// Bits of a machine address at most.
+const ADDRESS_BITS: u32 = 52;
 
 /// Set in a p2m entry: the page is another domain's, mapped here.
 const FOREIGN: u64 = 1 << 63;
@@ -47,8 +47,7 @@ pub(crate) fn machine_address(
 
     let address = first.checked_mul(PAGE_SIZE as u64)? + inside as u64;
     let end = address.checked_add(len as u64)?;
-    // From there on addresses are the pool's.
-    (end <= ADDR_POOL).then_some(address)
+    (end <= 1 << ADDRESS_BITS).then_some(address)
 }
 
 #[kernel::prelude::kunit_tests(virtio_xenbus_frame)]
@@ -126,12 +125,12 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_address_is_the_pools() {
-        let last = (1 << 50) - 1;
+    fn a_machine_address_has_52_bits() {
+        let last = (1 << 40) - 1;
         let at = |frame: u64| move |page| frame + page as u64;
         assert_eq!(machine_address(at(last), 0, 4096), Some(last << 12));
         assert_eq!(machine_address(at(last), 0, 4097), None);
-        for frame in [1 << 50, 1 << 52, (1 << 62) - 2] {
+        for frame in [1 << 40, 1 << 50, 1 << 52, (1 << 62) - 2] {
             assert_eq!(machine_address(at(frame), 0, 1), None);
         }
     }

@@ -69,6 +69,20 @@ pub struct Counters {
     pub kicks: u64,
     /// Events sent to the guest.
     pub interrupts: u64,
+    /// Buffers that descriptors have named by a place in the pool.
+    pub pool_buffers: u64,
+    /// Buffers that were named by grants.
+    pub grant_buffers: u64,
+    /// Buffers that were named by frames.
+    pub machine_buffers: u64,
+    /// Bytes copied from and to grants.
+    pub bytes_grant_copied: u64,
+    /// Frames that were mapped.
+    pub frames_mapped: u64,
+    /// Frames that were unmapped again.
+    pub frames_unmapped: u64,
+    /// Frames that were needed and mapped already.
+    pub frame_hits: u64,
 }
 
 impl Device {
@@ -98,6 +112,15 @@ impl std::ops::Add for Counters {
             copied: self.copied.wrapping_add(other.copied),
             kicks: self.kicks.wrapping_add(other.kicks),
             interrupts: self.interrupts.wrapping_add(other.interrupts),
+            pool_buffers: self.pool_buffers.wrapping_add(other.pool_buffers),
+            grant_buffers: self.grant_buffers.wrapping_add(other.grant_buffers),
+            machine_buffers: self.machine_buffers.wrapping_add(other.machine_buffers),
+            bytes_grant_copied: self
+                .bytes_grant_copied
+                .wrapping_add(other.bytes_grant_copied),
+            frames_mapped: self.frames_mapped.wrapping_add(other.frames_mapped),
+            frames_unmapped: self.frames_unmapped.wrapping_add(other.frames_unmapped),
+            frame_hits: self.frame_hits.wrapping_add(other.frame_hits),
         }
     }
 }

@@ -185,6 +185,10 @@ struct Limits {
     /// The largest pool in pages of 4 KiB, 64 to 32768
     #[arg(long, value_name = "NUMBER")]
     max_pool_pages: Option<u32>,
+
+    /// Address modes to offer, best first: pool, grant, machine
+    #[arg(long, value_name = "MODE,...", value_delimiter = ',')]
+    address_modes: Option<Vec<String>>,
 }
 
 impl New {
@@ -270,12 +274,13 @@ mod tests {
         assert_eq!(
             settings(
                 "attach web disk /srv/a.img --readonly --logical-block-size 4096 --serial s \
-                 --discard false --direct true --queues 2 --queue-size 64 --max-pool-pages 128"
+                 --discard false --direct true --queues 2 --queue-size 64 --max-pool-pages 128 \
+                 --address-modes grant,pool"
             ),
             json!({"blk": {
                 "path": "/srv/a.img", "readonly": true, "logical-block-size": 4096,
                 "serial": "s", "discard": false, "direct": true, "queues": 2, "queue-size": 64,
-                "max-pool-pages": 128,
+                "max-pool-pages": 128, "address-modes": ["grant", "pool"],
             }})
         );
         assert_eq!(

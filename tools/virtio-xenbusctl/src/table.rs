@@ -117,6 +117,10 @@ fn block(device: &Device) -> String {
     if !device.queues.is_empty() {
         text += &queues(&device.queues);
     }
+    // In the others all there is to see is that they use the pool.
+    if matches!(device.address_mode.as_deref(), Some("grant" | "machine")) {
+        text += &buffers(&device.queues);
+    }
     text
 }
 
@@ -131,6 +135,7 @@ fn queues(queues: &[Queue]) -> String {
             copied,
             kicks,
             interrupts,
+            ..
         } = queue.counters;
         [
             queue.name.clone(),
@@ -159,12 +164,53 @@ fn queues(queues: &[Queue]) -> String {
         "KICKS",
         "INTERRUPTS",
     ];
-    let rows = queues.iter().map(row).map(|mut row| {
-        row[0].insert_str(0, "  ");
-        row
-    });
-    let rows = rows.collect();
+    let rows = queues.iter().map(row).map(indented).collect();
     Table { heading, rows }.to_string()
+}
+
+/// Where the buffers were, and what it took to get at them.
+fn buffers(queues: &[Queue]) -> String {
+    let row = |queue: &Queue| {
+        let Counters {
+            pool_buffers,
+            grant_buffers,
+            machine_buffers,
+            bytes_grant_copied,
+            frames_mapped,
+            frames_unmapped,
+            frame_hits,
+            ..
+        } = queue.counters;
+        [
+            queue.name.clone(),
+            pool_buffers.to_string(),
+            grant_buffers.to_string(),
+            machine_buffers.to_string(),
+            bytes_grant_copied.to_string(),
+            frames_mapped.to_string(),
+            frames_unmapped.to_string(),
+            frame_hits.to_string(),
+        ]
+    };
+    let heading = [
+        "  BUFFERS OF",
+        "POOL",
+        "GRANT",
+        "MACHINE",
+        "GRANT COPIED",
+        "MAPPED",
+        "UNMAPPED",
+        "HITS",
+    ];
+    let rows = queues.iter().map(row).map(indented).collect();
+    Table { heading, rows }.to_string()
+}
+
+fn indented<const N: usize>(mut row: [String; N]) -> [String; N] {
+    if let Some(first) = row.first_mut() {
+        first.insert_str(0, "  ");
+    }
+    row
 }
 
 /// What has been attached or detached.
@@ -244,6 +290,27 @@ mod tests {
         );
         let lines = list(&[]);
         assert!(lines.starts_with("DOMAIN") && lines.lines().count() == 1);
+    }
+
+    #[test]
+    fn show_has_buffers_of_other_modes() {
+        let mut device = device();
+        device.address_mode = Some("machine".into());
+        device.queues.truncate(1);
+        device.queues[0].counters = Counters {
+            pool_buffers: 1,
+            grant_buffers: 2,
+            machine_buffers: 3,
+            bytes_grant_copied: 4,
+            frames_mapped: 5,
+            frames_unmapped: 6,
+            frame_hits: 7,
+            ..Counters::default()
+        };
+        let text = show(&[device]);
+        let expected = "  BUFFERS OF  POOL  GRANT  MACHINE  GRANT COPIED  MAPPED  UNMAPPED  HITS\n\
+             \x20 request 0      1      2        3             4       5         6     7\n";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtioif::bindings::{
     VIRTIO_XENBUS_KEY_MAX_POOL, VIRTIO_XENBUS_KEY_MAX_QUEUES, VIRTIO_XENBUS_KEY_MODES,
-    VIRTIO_XENBUS_KEY_VERSIONS, VIRTIO_XENBUS_MODE_POOL, VIRTIO_XENBUS_VERSION,
+    VIRTIO_XENBUS_KEY_VERSIONS, VIRTIO_XENBUS_VERSION,
 };
 use xen::Store;
 
@@ -221,7 +221,11 @@ impl<'a> Backend<'a> {
         };
         let path = self.node.path();
         let queues = opened.device.queue_sizes().len();
-        let pages = opened.max_pool_pages;
+        let Opened {
+            max_pool_pages: pages,
+            modes,
+            ..
+        } = opened;
         self.store.transaction(|t| {
             // The toolstack may have removed the directory: do not make it again.
             if t.read(&format!("{path}/state"))?.is_none() {
@@ -232,10 +236,7 @@ impl<'a> Backend<'a> {
                     key(VIRTIO_XENBUS_KEY_VERSIONS),
                     VIRTIO_XENBUS_VERSION.to_string(),
                 ),
-                (
-                    key(VIRTIO_XENBUS_KEY_MODES),
-                    key(VIRTIO_XENBUS_MODE_POOL).into(),
-                ),
+                (key(VIRTIO_XENBUS_KEY_MODES), modes.to_string()),
                 (key(VIRTIO_XENBUS_KEY_MAX_QUEUES), queues.to_string()),
                 (key(VIRTIO_XENBUS_KEY_MAX_POOL), pages.to_string()),
                 ("state", State::InitWait.number().to_string()),
@@ -265,8 +266,9 @@ impl<'a> Backend<'a> {
             |Opened {
                  device,
                  max_pool_pages,
+                 modes,
              }| {
-                let offer = Offer::read(&self.store, &self.frontend)?;
+                let offer = Offer::read(&self.store, &self.frontend, modes)?;
                 let mapped = Mapped::new(self.node.domain, &offer, max_pool_pages)?;
                 // The references may be those of a frontend that has closed meanwhile, and mean
                 // something else by now: do not write before this is known.

@@ -61,6 +61,8 @@ macro_rules! with_limits {
             pub queue_size: Option<$crate::config::QueueSize>,
             /// The largest pool.
             pub max_pool_pages: Option<$crate::config::PoolPages>,
+            /// Address modes to offer, best first.
+            pub address_modes: Option<$crate::modes::Modes>,
         }
 
         impl From<&$name> for $crate::config::Limits {
@@ -69,6 +71,7 @@ macro_rules! with_limits {
                     queues: settings.queues,
                     queue_size: settings.queue_size,
                     max_pool_pages: settings.max_pool_pages,
+                    address_modes: settings.address_modes,
                 }
             }
         }
@@ -77,7 +80,7 @@ macro_rules! with_limits {
 pub(crate) use with_limits;
 
 with_limits! {
-    /// What bounds a device's use of memory and threads.
+    /// What bounds a device's use of memory and threads, and what its guest may share.
     #[derive(Copy, Default)]
     pub struct Limits {}
 }
@@ -180,6 +183,7 @@ impl Limits {
             queues: self.queues.or(defaults.queues),
             queue_size: self.queue_size.or(defaults.queue_size),
             max_pool_pages: self.max_pool_pages.or(defaults.max_pool_pages),
+            address_modes: self.address_modes.or(defaults.address_modes),
         }
     }
 }

@@ -2,33 +2,38 @@
 //! The memory and event channels of a connected frontend.
 
 use std::io;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtioif::ControlPage;
 use virtioif::bindings::{
-    VIRTIO_XENBUS_KEY_CONTROL_REF, VIRTIO_XENBUS_KEY_EVTCHN, VIRTIO_XENBUS_KEY_MODE,
-    VIRTIO_XENBUS_KEY_VERSION, VIRTIO_XENBUS_MAX_DIRECTORY, VIRTIO_XENBUS_MODE_POOL,
-    VIRTIO_XENBUS_REFS_PER_PAGE, VIRTIO_XENBUS_VERSION,
+    VIRTIO_XENBUS_FRAMES_GUEST, VIRTIO_XENBUS_FRAMES_MACHINE, VIRTIO_XENBUS_KEY_CONTROL_REF,
+    VIRTIO_XENBUS_KEY_EVTCHN, VIRTIO_XENBUS_KEY_FRAMES, VIRTIO_XENBUS_KEY_MODE,
+    VIRTIO_XENBUS_KEY_VERSION, VIRTIO_XENBUS_MAX_DIRECTORY, VIRTIO_XENBUS_REFS_PER_PAGE,
+    VIRTIO_XENBUS_VERSION,
 };
 use vm_memory::{Bytes, VolatileMemory};
-use xen::{DomainId, EventChannel, GrantTable, Mapping, Store};
+use xen::{DomainId, EventChannel, ForeignMemory, GrantTable, Mapping, Store};
 
 use crate::control::{Binder, Controller};
 use crate::device::{Device, Doorbell};
 use crate::keys::key;
-use crate::memory::Pool;
+use crate::memory::{DomainFrames, DomainGrants, Pool, Sharing};
+use crate::modes::{Mode, Modes};
 
 /// What the frontend writes to xenstore.
 #[derive(Debug)]
 pub struct Offer {
     control_ref: u32,
     event_channel: u32,
-    mode: String,
+    mode: Mode,
+    /// Frame numbers are those of the host.
+    host_frames: bool,
 }
 
 impl Offer {
-    /// Reads and checks the frontend's keys in directory `frontend`.
-    pub fn read(store: &Store, frontend: &str) -> Result<Self> {
+    /// Reads and checks the frontend's keys in directory `frontend`. It has been offered `modes`.
+    pub fn read(store: &Store, frontend: &str, modes: Modes) -> Result<Self> {
         let read = |name: &str| -> Result<String> {
             let path = format!("{frontend}/{name}");
             let value = store.read(&path).with_context(|| path.clone())?;
@@ -49,11 +54,28 @@ impl Offer {
             VIRTIO_XENBUS_VERSION
         );
         let mode = read(key(VIRTIO_XENBUS_KEY_MODE))?;
-        ensure!(
-            mode == key(VIRTIO_XENBUS_MODE_POOL),
-            "the frontend has chosen address mode {mode:?}, which was not offered"
-        );
+        let mode = modes.find(&mode).with_context(|| {
+            format!(
+                "the frontend has chosen address mode {mode:?}, but \"{modes}\" is what it can \
+                 have: unbind and bind its driver, or correct address-modes"
+            )
+        })?;
+        let frames_path = format!("{frontend}/{}", key(VIRTIO_XENBUS_KEY_FRAMES));
+        let frames = store
+            .read(&frames_path)
+            .with_context(|| frames_path.clone())?;
+        let host_frames = match frames.as_deref() {
+            None => false,
+            Some(name) if name == key(VIRTIO_XENBUS_FRAMES_GUEST) => false,
+            Some(name) if name == key(VIRTIO_XENBUS_FRAMES_MACHINE) => true,
+            Some(name) => bail!(
+                "{frames_path}: {name:?} is neither \"{}\" nor \"{}\"",
+                key(VIRTIO_XENBUS_FRAMES_GUEST),
+                key(VIRTIO_XENBUS_FRAMES_MACHINE)
+            ),
+        };
         Ok(Self {
+            host_frames,
             control_ref: number(key(VIRTIO_XENBUS_KEY_CONTROL_REF))?,
             event_channel: number(key(VIRTIO_XENBUS_KEY_EVTCHN))?,
             mode,
@@ -68,7 +90,7 @@ pub struct Connection {
     // Fields are dropped in this order.
     controller: Controller<Mapping>,
     channel: EventChannel,
-    mode: String,
+    mode: Mode,
 }
 
 /// The memory of a frontend, mapped but not written to yet.
@@ -76,8 +98,9 @@ pub struct Mapped {
     domain: DomainId,
     page: ControlPage<Mapping>,
     pool: Mapping,
+    sharing: Sharing,
     channel: EventChannel,
-    mode: String,
+    mode: Mode,
 }
 
 impl Mapped {
@@ -96,6 +119,18 @@ impl Mapped {
         let pool = grants
             .map(domain, &references)
             .with_context(|| format!("cannot map the pool of {} pages", references.len()))?;
+        let sharing = match offer.mode {
+            Mode::Grant => Sharing::Grants(Arc::new(DomainGrants {
+                domain,
+                table: Arc::clone(&grants),
+            })),
+            Mode::Machine => Sharing::Frames(Arc::new(DomainFrames {
+                domain,
+                memory: ForeignMemory::open().context("cannot map the guest's memory")?,
+                host: offer.host_frames,
+            })),
+            Mode::Pool => Sharing::Pool,
+        };
         let channel = EventChannel::bind(domain, offer.event_channel).with_context(|| {
             format!(
                 "cannot bind the control event channel, port {}",
@@ -106,8 +141,9 @@ impl Mapped {
             domain,
             page,
             pool,
+            sharing,
             channel,
-            mode: offer.mode.clone(),
+            mode: offer.mode,
         })
     }
 }
@@ -119,11 +155,12 @@ impl Connection {
             domain,
             page,
             pool,
+            sharing,
             channel,
             mode,
         } = mapped;
         let binder = Box::new(DomainBinder(domain));
-        let controller = Controller::new(name, page, Pool::new(pool), binder, device)?;
+        let controller = Controller::new(name, page, Pool::new(pool), sharing, binder, device)?;
         // What an earlier backend has written but not announced is seen now.
         channel.notify()?;
         Ok(Self {
@@ -134,8 +171,8 @@ impl Connection {
     }
 
     /// The address mode that the frontend has chosen.
-    pub fn mode(&self) -> &str {
-        &self.mode
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// What serves the control page.

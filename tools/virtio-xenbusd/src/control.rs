@@ -24,7 +24,7 @@ use virtioif::{ControlPage, Identity, Request};
 use vm_memory::VolatileMemory;
 
 use crate::device::{Device, Doorbell, feature, page_error};
-use crate::memory::Pool;
+use crate::memory::{Pool, Sharing};
 use crate::stats::Stats;
 use crate::status;
 use crate::throttle::Throttle;
@@ -51,6 +51,7 @@ pub struct Controller<M> {
     name: String,
     page: ControlPage<M>,
     pool: Pool,
+    sharing: Sharing,
     binder: Box<dyn Binder>,
     device: Box<dyn Device>,
     offered: u128,
@@ -78,6 +79,7 @@ impl<M: VolatileMemory> Controller<M> {
         name: &str,
         page: ControlPage<M>,
         pool: Pool,
+        sharing: Sharing,
         binder: Box<dyn Binder>,
         device: Box<dyn Device>,
     ) -> Result<Self> {
@@ -96,6 +98,7 @@ impl<M: VolatileMemory> Controller<M> {
             name: name.into(),
             page,
             pool,
+            sharing,
             binder,
             device,
             offered,

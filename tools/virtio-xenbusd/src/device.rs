@@ -11,7 +11,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
-use crate::memory::Pool;
+use crate::memory::{Pool, Sharing};
+use crate::modes::Mode;
 use crate::stats::Stats;
 use crate::worker::{Alarm, Worker};
 
@@ -43,6 +44,11 @@ pub trait Device: Send {
     /// The largest size of each queue, a power of two, at most 32768; 0 for a queue that is not
     /// there. At most 48.
     fn queue_sizes(&self) -> Vec<u16>;
+
+    /// The address modes whose buffers it can use.
+    fn address_modes(&self) -> &[Mode] {
+        &[Mode::Pool]
+    }
 
     /// What queue `index` is for, with the features that the driver has accepted.
     fn queue_name(&self, index: u16) -> String;
@@ -114,8 +120,10 @@ pub struct Ring {
     pub name: String,
     /// The ring itself. Its areas are inside `memory`. May hold buffers already.
     pub queue: Queue,
-    /// Where descriptors point into.
+    /// Where the rings are and, in every mode, buffers may be.
     pub memory: Pool,
+    /// Where buffers may be beside that.
+    pub sharing: Sharing,
     /// The event channel of this queue.
     pub doorbell: Box<dyn Doorbell>,
     /// Counters, which the worker writes.

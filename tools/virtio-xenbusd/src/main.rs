@@ -18,6 +18,7 @@ mod keys;
 mod logger;
 mod manager;
 mod memory;
+mod modes;
 mod net;
 mod open;
 mod registry;

@@ -10,6 +10,7 @@ use crate::config::{Config, DeviceEntry, Kind, Limits, PoolPages, QueueSize, Que
 use crate::device::{Device, ID_BLOCK, ID_NET};
 use crate::hotplug::SETTINGS;
 use crate::keys::{Node, Type, device_id, printable};
+use crate::modes::Modes;
 use crate::{blk, net};
 
 /// Queues by default: as many as the guest has CPUs, but not more than these.
@@ -20,6 +21,7 @@ const BLK_DEFAULTS: Limits = Limits {
     queues: None,
     queue_size: Some(QueueSize(128)),
     max_pool_pages: Some(PoolPages(2048)),
+    address_modes: None,
 };
 
 /// Of a network device: rings of 256 entries and 16 MiB of buffers.
@@ -27,6 +29,7 @@ const NET_DEFAULTS: Limits = Limits {
     queues: None,
     queue_size: Some(QueueSize(256)),
     max_pool_pages: Some(PoolPages(4096)),
+    address_modes: None,
 };
 
 /// An open device, and what the transport needs to know of its configuration.
@@ -35,6 +38,8 @@ pub struct Opened {
     pub device: Box<dyn Device>,
     /// The largest pool that its frontend may have.
     pub max_pool_pages: u32,
+    /// The address modes that its frontend may choose from.
+    pub modes: Modes,
 }
 
 /// The guest's name, as its administrator knows it.
@@ -173,9 +178,11 @@ fn finish(
         queues <= most,
         "the device has {queues} queues, the transport at most {most}"
     );
+    let modes = Modes::to_offer(limits.address_modes, device.address_modes(), node.domain)?;
     Ok(Opened {
         device,
         max_pool_pages,
+        modes,
     })
 }
 

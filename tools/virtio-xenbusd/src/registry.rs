@@ -124,6 +124,13 @@ fn counters(stats: &Stats) -> Counters {
         copied: stats.copied.get(),
         kicks: stats.kicks.get(),
         interrupts: stats.interrupts.get(),
+        pool_buffers: stats.pool_buffers.get(),
+        grant_buffers: stats.grant_buffers.get(),
+        machine_buffers: stats.machine_buffers.get(),
+        bytes_grant_copied: stats.grant_copied.get(),
+        frames_mapped: stats.frames_mapped.get(),
+        frames_unmapped: stats.frames_unmapped.get(),
+        frame_hits: stats.frame_hits.get(),
     }
 }
 

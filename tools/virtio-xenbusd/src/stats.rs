@@ -43,4 +43,15 @@ pub struct Stats {
     pub kicks: Counter,
     /// Events sent to the guest.
     pub interrupts: Counter,
+    /// Buffers that descriptors have named, by kind of address.
+    pub pool_buffers: Counter,
+    pub grant_buffers: Counter,
+    pub machine_buffers: Counter,
+    /// Bytes copied from and to granted memory.
+    pub grant_copied: Counter,
+    /// Frames mapped, and unmapped again.
+    pub frames_mapped: Counter,
+    pub frames_unmapped: Counter,
+    /// Frames of buffers that were mapped already.
+    pub frame_hits: Counter,
 }

@@ -47,7 +47,7 @@ impl Status {
         let controller = connection.controller();
         let device = controller.device();
         self.describe(device);
-        self.device.address_mode = Some(connection.mode().into());
+        self.device.address_mode = Some(connection.mode().to_string());
         self.device.features = features::names(device.id(), controller.features());
         self.device.error = controller.failure().map(str::to_owned);
         self.queues = controller.queues();

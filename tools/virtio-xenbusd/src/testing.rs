@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A driver's side of a split virtqueue, for tests.
 
+pub mod sharing;
+
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use xen::{EVENT_SIZE, Mapping};
 
 use crate::device::{Doorbell, Ring};
-use crate::memory::{POOL_START, Pool};
+use crate::memory::{POOL_START, Pool, Sharing};
 use crate::stats::Stats;
 use crate::worker::Alarm;
 
@@ -71,6 +73,7 @@ pub const LARGEST: u16 = 64;
 /// The driver's side of a queue in a pool of 1 MiB.
 pub struct Driver {
     pub pool: Pool,
+    pub sharing: Sharing,
     pub size: u16,
     kick: UnixStream,
     device: UnixStream,
@@ -87,6 +90,7 @@ impl Driver {
         device.set_nonblocking(true).unwrap();
         Self {
             pool: Pool::new(Mapping::anonymous(1 << 20).unwrap()),
+            sharing: Sharing::Pool,
             size,
             kick,
             device,
@@ -115,6 +119,7 @@ impl Driver {
             name: "test queue 0".into(),
             queue,
             memory: self.pool.clone(),
+            sharing: self.sharing.clone(),
             doorbell: Box::new(doorbell),
             stats: Arc::clone(&self.stats),
             alarm: self.alarm.clone(),

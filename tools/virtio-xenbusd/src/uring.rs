@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -31,6 +32,20 @@ const CANCEL: u64 = 4 << 16;
 /// it is waiting for the guest.
 const GETEVENTS: u32 = 1;
 const NO_IOWAIT: u32 = 1 << 7;
+
+/// Flag of `io_uring_enter(2)`: the argument is an [`Argument`].
+const EXT_ARG: u32 = 1 << 3;
+
+/// `struct io_uring_getevents_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Argument {
+    sigmask: u64,
+    sigmask_sz: u32,
+    min_wait_usec: u32,
+    /// The address of a `struct __kernel_timespec`.
+    ts: u64,
+}
 
 /// An io_uring, used by the thread that has made it.
 ///
@@ -131,15 +146,27 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits what has been begun and waits for a completion.
-    pub fn wait(&mut self) -> io::Result<()> {
+    /// Submits what has been begun and waits for a completion, or `timeout`.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let entries = self.ring.submission().len() as u32;
         let flags = GETEVENTS | self.no_iowait;
-        // SAFETY: There is no argument; the entries are valid, see `push`.
-        let result = unsafe { self.ring.submitter().enter::<()>(entries, 1, flags, None) };
+        let submitter = self.ring.submitter();
+        let result = match timeout {
+            // SAFETY: There is no argument; the entries are valid, see `push`.
+            None => unsafe { submitter.enter::<()>(entries, 1, flags, None) },
+            Some(time) => {
+                let time = types::Timespec::from(time);
+                let argument = Argument {
+                    ts: (&raw const time).addr() as u64,
+                    ..Argument::default()
+                };
+                // SAFETY: The argument and what it points to are valid, and so are the entries.
+                unsafe { submitter.enter(entries, 1, flags | EXT_ARG, Some(&argument)) }
+            }
+        };
         match result.map_err(|error| (error.raw_os_error(), error)) {
             // Completions first, if the kernel is busy.
-            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY), _)) => Ok(()),
+            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY | libc::ETIME), _)) => Ok(()),
             Err((Some(libc::EINVAL), _)) if self.no_iowait != 0 => {
                 // Linux before 6.15.
                 self.no_iowait = 0;
@@ -183,7 +210,7 @@ impl Uring {
         // SAFETY: A cancellation uses no memory of ours.
         unsafe { self.push(&entry)? };
         while self.listening {
-            self.wait()?;
+            self.wait(None)?;
             // A cancelled read is an error, which is what is wanted.
             while !matches!(self.next_event(), Ok(None)) {}
         }

@@ -2,18 +2,16 @@
 //! Memory that another domain has granted.
 
 use std::io;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::volatile_memory::{Error as VolatileError, Result as VolatileResult};
-use vm_memory::{VolatileMemory, VolatileSlice};
-
-use crate::{DomainId, PAGE_SIZE, last_error, sys};
+use crate::mapping::Source;
+use crate::{DomainId, GrantCopies, Mapping, PAGE_SIZE, last_error, sys};
 
 /// A grant device.
 #[derive(Debug)]
 pub struct GrantTable {
-    handle: NonNull<sys::GnttabHandle>,
+    pub(crate) handle: NonNull<sys::GnttabHandle>,
 }
 
 // SAFETY: A libxengnttab handle is a file descriptor; the kernel serializes what is done with it.
@@ -58,14 +56,23 @@ impl GrantTable {
             )
         };
         let start = NonNull::new(start.cast::<u8>()).ok_or_else(last_error)?;
-        Ok(Mapping {
-            start,
-            len,
-            source: Source::Grants {
-                table: Arc::clone(self),
-                count,
-            },
-        })
+        let table = Arc::clone(self);
+        Ok(Mapping::new(start, len, Source::Grants { table, count }))
+    }
+
+    /// Copies with granted memory of `domain`.
+    pub fn copies(&self, domain: DomainId) -> GrantCopies<'_> {
+        GrantCopies::new(self, domain)
+    }
+
+    /// Unmaps what [`GrantTable::map`] has mapped.
+    ///
+    /// # Safety
+    ///
+    /// `start` and `count` are those of a mapping of this table, which nobody uses any more.
+    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, count: u32) {
+        // SAFETY: By the requirement above.
+        unsafe { sys::xengnttab_unmap(self.handle.as_ptr(), start.as_ptr().cast(), count) };
     }
 }
 
@@ -74,93 +81,5 @@ impl Drop for GrantTable {
         // SAFETY: The handle is open and not used after: every `Mapping` holds a reference to
         // `self`.
         unsafe { sys::xengnttab_close(self.handle.as_ptr()) };
-    }
-}
-
-/// Where the memory of a [`Mapping`] comes from, and so how it is given back.
-#[derive(Debug)]
-enum Source {
-    Grants { table: Arc<GrantTable>, count: u32 },
-    Anonymous,
-}
-
-/// Memory shared with somebody who may change it at any time; unmapped when dropped.
-///
-/// # Invariants
-///
-/// `len` bytes at `start` are mapped readable and writable until `Drop`.
-#[derive(Debug)]
-pub struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-    source: Source,
-}
-
-// SAFETY: The memory belongs to no thread, and is only accessed with volatile operations.
-unsafe impl Send for Mapping {}
-// SAFETY: As above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    /// Maps `len` bytes of zeroes that no other domain sees, for tests.
-    pub fn anonymous(len: usize) -> io::Result<Self> {
-        // SAFETY: A new mapping at an address of the kernel's choice touches no other memory.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(last_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self {
-            start,
-            len,
-            source: Source::Anonymous,
-        })
-    }
-}
-
-impl VolatileMemory for Mapping {
-    type B = ();
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn get_slice(&self, offset: usize, count: usize) -> VolatileResult<VolatileSlice<'_>> {
-        let end = offset.checked_add(count).ok_or(VolatileError::Overflow {
-            base: offset,
-            offset: count,
-        })?;
-        if end > self.len {
-            return Err(VolatileError::OutOfBounds { addr: end });
-        }
-        // SAFETY: By the type invariant and the check above, the slice is inside the mapping,
-        // which outlives the borrow of `self`.
-        Ok(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), count) })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        let start = self.start.as_ptr().cast();
-
-        match &self.source {
-            // SAFETY: `start` and `count` are those of the mapping, and nothing borrows it.
-            Source::Grants { table, count } => unsafe {
-                sys::xengnttab_unmap(table.handle.as_ptr(), start, *count);
-            },
-            // SAFETY: As above.
-            Source::Anonymous => unsafe {
-                libc::munmap(start, self.len);
-            },
-        }
     }
 }

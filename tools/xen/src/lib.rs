@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Safe access to xenstore, event channels and grants through the Xen project's stable libraries.
+//! Safe access to xenstore, event channels, grants and foreign memory through the Xen project's stable libraries.
 //!
 //! Every `unsafe` block that Xen needs is in this crate.
 
 mod event_channel;
+mod foreign;
 mod grant;
+mod grant_copy;
+mod mapping;
 mod store;
 mod sys;
 
 pub use event_channel::{EVENT_SIZE, EventChannel};
-pub use grant::{GrantTable, Mapping};
+pub use foreign::ForeignMemory;
+pub use grant::GrantTable;
+pub use grant_copy::{GrantAddress, GrantCopies};
+pub use mapping::Mapping;
 pub use store::{Store, Transaction, Watch};
 
 /// Bytes in a page, and in what one grant reference names.

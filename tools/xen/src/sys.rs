@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is used of `xenstore.h`, `xenevtchn.h` and `xengnttab.h`.
+//! What is used of `xenstore.h`, `xenevtchn.h`, `xengnttab.h` and `xenforeignmemory.h`.
+
+use std::{fmt, ptr};
 
 use libc::{c_char, c_int, c_uint, c_ulong, c_void};
 
@@ -15,6 +17,11 @@ pub struct EvtchnHandle {
 
 #[repr(C)]
 pub struct GnttabHandle {
+    _opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct ForeignMemoryHandle {
     _opaque: [u8; 0],
 }
 
@@ -60,6 +67,68 @@ static SILENT: Logger = Logger {
 /// A logger that logs nothing. It is not written to.
 pub fn silent() -> *mut Logger {
     (&raw const SILENT).cast_mut()
+}
+
+/// The member `foreign` of `union xengnttab_copy_ptr`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Foreign {
+    pub reference: u32,
+    pub offset: u16,
+    pub domain: u16,
+}
+
+/// `union xengnttab_copy_ptr`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub union CopyPointer {
+    pub virt: *mut c_void,
+    pub foreign: Foreign,
+}
+
+/// `struct xengnttab_grant_copy_segment`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GrantCopySegment {
+    pub source: CopyPointer,
+    pub dest: CopyPointer,
+    pub len: u16,
+    pub flags: u16,
+    pub status: i16,
+}
+
+pub const GNTCOPY_SOURCE_GREF: u16 = 1 << 0;
+pub const GNTCOPY_DEST_GREF: u16 = 1 << 1;
+
+impl GrantCopySegment {
+    /// A copy of no bytes.
+    pub const NOTHING: Self = Self {
+        source: CopyPointer {
+            virt: ptr::null_mut(),
+        },
+        dest: CopyPointer {
+            virt: ptr::null_mut(),
+        },
+        len: 0,
+        flags: 0,
+        status: 0,
+    };
+
+    /// The reference of the granted side.
+    pub fn reference(&self) -> u32 {
+        let foreign = match self.flags {
+            GNTCOPY_SOURCE_GREF => self.source,
+            _ => self.dest,
+        };
+        // SAFETY: Whatever is there, it is as long as `foreign`, of which all bits are values.
+        unsafe { foreign.foreign.reference }
+    }
+}
+
+impl fmt::Debug for GrantCopySegment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, grant {}", self.len, self.reference())
+    }
 }
 
 /// `struct xs_permissions`. The first of an array names the node's owner, and what all others may
@@ -134,4 +203,43 @@ unsafe extern "C" {
         prot: c_int,
     ) -> *mut c_void;
     pub fn xengnttab_unmap(h: *mut GnttabHandle, start: *mut c_void, count: u32) -> c_int;
+    pub fn xengnttab_grant_copy(
+        h: *mut GnttabHandle,
+        count: u32,
+        segs: *mut GrantCopySegment,
+    ) -> c_int;
+}
+
+/// Of `xen/memory.h`.
+pub const XENMEM_RESOURCE_GRANT_TABLE: c_uint = 1;
+pub const XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED: c_uint = 0;
+
+#[link(name = "xenforeignmemory")]
+unsafe extern "C" {
+    pub fn xenforeignmemory_open(
+        logger: *mut Logger,
+        open_flags: c_uint,
+    ) -> *mut ForeignMemoryHandle;
+    pub fn xenforeignmemory_close(fmem: *mut ForeignMemoryHandle) -> c_int;
+    pub fn xenforeignmemory_map(
+        fmem: *mut ForeignMemoryHandle,
+        dom: u32,
+        prot: c_int,
+        pages: usize,
+        // `xen_pfn_t`, an `unsigned long` on x86.
+        arr: *const u64,
+        err: *mut c_int,
+    ) -> *mut c_void;
+    pub fn xenforeignmemory_unmap(
+        fmem: *mut ForeignMemoryHandle,
+        addr: *mut c_void,
+        pages: usize,
+    ) -> c_int;
+    pub fn xenforeignmemory_resource_size(
+        fmem: *mut ForeignMemoryHandle,
+        domid: u16,
+        r#type: c_uint,
+        id: c_uint,
+        size: *mut usize,
+    ) -> c_int;
 }

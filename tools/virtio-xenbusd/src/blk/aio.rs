@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Asynchronous file I/O on the pool, with io_uring.
+//! Asynchronous file I/O on guests' buffers, with io_uring.
 //!
 //! The `unsafe` code of the block device is here.
 #![allow(unsafe_code)]
@@ -8,13 +8,13 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::{opcode, types};
-use vm_memory::{GuestMemoryBackend, GuestMemoryError};
+use tap::IoVec;
 
 use super::disk::Disk;
-use super::request::Segment;
-use crate::memory::Pool;
+use crate::memory::{Parts, Pool};
 use crate::uring::{Event, Uring};
 
 /// How memory and offsets must be aligned for direct I/O, in bytes.
@@ -78,77 +78,105 @@ pub enum Io {
 ///
 /// # Invariants
 ///
-/// `busy` is the number of slots whose I/O has been pushed and has not completed. The kernel may
-/// use their `vectors` and what these point to, which is in `pool`.
+/// The slots whose I/O has been pushed and has not completed are `busy` ones, and `count` is their
+/// number. The kernel may use their parts: these are not changed.
 pub struct Aio {
     uring: Uring,
-    pool: Pool,
     fd: types::Fd,
     at_once: bool,
-    vectors: Vec<Vec<libc::iovec>>,
-    busy: usize,
+    slots: Vec<Slot>,
+    count: usize,
+}
+
+struct Slot {
+    parts: Parts,
+    busy: bool,
 }
 
 impl Aio {
     /// I/O on `disk` through `uring`, which has room for `slots` I/Os.
     ///
     /// The disk must stay open as long.
-    pub fn new(uring: Uring, disk: &Disk, pool: Pool, slots: u16) -> Self {
+    pub fn new(uring: Uring, disk: &Disk, pool: &Pool, slots: u16) -> Self {
+        let slot = |_| Slot {
+            parts: Parts::new(pool),
+            busy: false,
+        };
         Self {
             uring,
-            pool,
             fd: types::Fd(disk.file().as_raw_fd()),
             at_once: disk.in_memory(),
-            vectors: (0..slots).map(|_| Vec::new()).collect(),
-            busy: 0,
+            slots: (0..slots).map(slot).collect(),
+            count: 0,
         }
     }
 
     /// The number of I/Os that have not completed.
     pub fn busy(&self) -> usize {
-        self.busy
+        self.count
     }
 
-    /// Begins an I/O on `segments`, whose result is reported as [`Event::Io`] of `slot`. Of one
-    /// that is done already, the result is returned: bytes or a negative errno value.
+    /// The memory that an I/O in `slot` is to use.
     ///
     /// # Errors
     ///
-    /// A segment is not in the pool. The I/O is not begun.
-    pub fn start(&mut self, slot: u16, io: Io, segments: &[Segment]) -> io::Result<Option<i32>> {
-        let vectors = self
-            .vectors
-            .get_mut(usize::from(slot))
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        collect(&self.pool, segments, vectors)?;
-        if self.at_once {
-            // SAFETY: The vectors point into the pool, which `self` keeps mapped.
-            if let Some(result) = unsafe { do_at_once(self.fd, io, vectors) } {
+    /// One is using it.
+    pub fn parts(&mut self, slot: u16) -> io::Result<&mut Parts> {
+        match self.slots.get_mut(usize::from(slot)) {
+            Some(slot) if !slot.busy => Ok(&mut slot.parts),
+            _ => Err(io::ErrorKind::ResourceBusy.into()),
+        }
+    }
+
+    /// Begins an I/O with the slot's parts, whose result is reported as [`Event::Io`] of `slot`. Of
+    /// one that is done already, the result is returned: bytes or a negative errno value.
+    ///
+    /// # Errors
+    ///
+    /// The slot is busy. The I/O is not begun.
+    pub fn start(&mut self, slot: u16, io: Io) -> io::Result<Option<i32>> {
+        let fd = self.fd;
+        let at_once = self.at_once;
+        let vectors = self.parts(slot)?.vectors();
+        if at_once {
+            if let Some(result) = do_at_once(fd, io, vectors) {
                 return Ok(Some(result));
             }
         }
         let count = u32::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let vectors = vectors.as_ptr().cast::<libc::iovec>();
         let entry = match io {
-            Io::Read(offset) => opcode::Readv::new(self.fd, vectors.as_ptr(), count)
+            Io::Read(offset) => opcode::Readv::new(fd, vectors, count)
                 .offset(offset)
                 .build(),
-            Io::Write { offset, durable } => opcode::Writev::new(self.fd, vectors.as_ptr(), count)
+            Io::Write { offset, durable } => opcode::Writev::new(fd, vectors, count)
                 .offset(offset)
                 .rw_flags(write_flags(durable))
                 .build(),
-            Io::Sync => opcode::Fsync::new(self.fd)
+            Io::Sync => opcode::Fsync::new(fd)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
-            Io::Allocate { mode, offset, len } => opcode::Fallocate::new(self.fd, len)
+            Io::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len)
                 .offset(offset)
                 .mode(mode)
                 .build(),
         };
-        // SAFETY: The vectors stay as they are until the slot is used again, which is after the
-        // completion; they point into the pool, which `self` keeps mapped until then.
+        // SAFETY: The vectors stay as they are, and with them the memory that they name, while the
+        // slot is busy: until the completion.
         unsafe { self.uring.push(&entry.user_data(slot.into()))? };
-        self.busy += 1;
+        // INVARIANT: It has been pushed.
+        self.set_busy(slot, true);
         Ok(None)
+    }
+
+    fn set_busy(&mut self, slot: u16, busy: bool) {
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            slot.busy = busy;
+        }
+        self.count = match busy {
+            true => self.count + 1,
+            false => self.count.saturating_sub(1),
+        };
     }
 
     /// As [`Uring::acknowledge`].
@@ -157,15 +185,16 @@ impl Aio {
     }
 
     /// As [`Uring::wait`].
-    pub fn wait(&mut self) -> io::Result<()> {
-        self.uring.wait()
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.uring.wait(timeout)
     }
 
     /// As [`Uring::next_event`].
     pub fn next_event(&mut self) -> io::Result<Option<Event>> {
         let event = self.uring.next_event()?;
-        if let Some(Event::Io(..)) = event {
-            self.busy = self.busy.saturating_sub(1);
+        if let Some(Event::Io(slot, _)) = event {
+            // INVARIANT: It has completed.
+            self.set_busy(slot, false);
         }
         Ok(event)
     }
@@ -173,36 +202,20 @@ impl Aio {
 
 impl Drop for Aio {
     fn drop(&mut self) {
-        while self.busy > 0 {
+        while self.count > 0 {
             // A broken doorbell does not matter any more.
             while !matches!(self.next_event(), Ok(None)) {}
-            if self.busy == 0 {
+            if self.count == 0 {
                 return;
             }
-            if let Err(error) = self.wait() {
+            if let Err(error) = self.wait(None) {
                 // The kernel may still use the memory: leave it mapped.
                 log::error!("io_uring: {error}");
-                std::mem::forget(self.pool.clone());
-                std::mem::forget(std::mem::take(&mut self.vectors));
+                std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }
         }
     }
-}
-
-/// Puts the memory of `segments` into `vectors`.
-fn collect(pool: &Pool, segments: &[Segment], vectors: &mut Vec<libc::iovec>) -> io::Result<()> {
-    vectors.clear();
-    for segment in segments {
-        let slice = pool
-            .get_slice(segment.address, segment.len)
-            .map_err(io_error)?;
-        vectors.push(libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        });
-    }
-    Ok(())
 }
 
 fn write_flags(durable: bool) -> i32 {
@@ -210,15 +223,12 @@ fn write_flags(durable: bool) -> i32 {
 }
 
 /// Reads or writes without io_uring. `None` for other I/O.
-///
-/// # Safety
-///
-/// The vectors must point to memory that may be read and written.
-unsafe fn do_at_once(fd: types::Fd, io: Io, vectors: &[libc::iovec]) -> Option<i32> {
+fn do_at_once(fd: types::Fd, io: Io, vectors: &[IoVec<'_>]) -> Option<i32> {
     let count = i32::try_from(vectors.len()).ok()?;
-    let vectors = vectors.as_ptr();
+    let vectors = vectors.as_ptr().cast::<libc::iovec>();
     // CAST: Offsets are inside of a file, and what is done at once is at most 2 GiB (rw(2)).
-    // SAFETY: By the requirement above.
+    // SAFETY: An `IoVec` is a transparent `struct iovec`, whose memory can be used while it is
+    // borrowed; what must not be written is not read into.
     let result = unsafe {
         match io {
             Io::Read(offset) => libc::preadv(fd.0, vectors, count, offset as i64),
@@ -234,8 +244,4 @@ unsafe fn do_at_once(fd: types::Fd, io: Io, vectors: &[libc::iovec]) -> Option<i
             .unwrap_or(libc::EIO),
         bytes => bytes as i32,
     })
-}
-
-fn io_error(error: GuestMemoryError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, error)
 }

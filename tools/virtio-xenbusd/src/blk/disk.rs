@@ -158,6 +158,11 @@ impl Disk {
         &self.file
     }
 
+    /// Whether I/O goes past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Whether I/O may use memory at `address` for `len` bytes.
     pub fn suits(&self, address: usize, len: usize) -> bool {
         match self.direct {

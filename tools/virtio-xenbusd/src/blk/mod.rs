@@ -24,6 +24,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use crate::config::{Tuning, with_limits};
 use crate::config_space::ConfigSpace;
 use crate::device::{Device, ID_BLOCK, Ring, feature};
+use crate::modes::Mode;
 use crate::uring;
 use crate::worker::Worker;
 use disk::Disk;
@@ -195,6 +196,10 @@ impl Device for Block {
 
     fn queue_sizes(&self) -> Vec<u16> {
         vec![self.queue_size; usize::from(self.queues)]
+    }
+
+    fn address_modes(&self) -> &[Mode] {
+        &Mode::ALL
     }
 
     fn queue_name(&self, index: u16) -> String {

@@ -8,17 +8,20 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryError};
 
 use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
-use super::request::{Buffers, Limits, Operation, Refused, Segment, parts, total};
+use super::request::{Buffers, Limits, Operation, Refused};
 use crate::device::Ring;
-use crate::memory::Pool;
+use crate::memory::{Access, Lent, Memory, Needs, Parts, Segment, total};
 use crate::stats::Stats;
 use crate::throttle::Throttle;
 use crate::uring::{Event, Uring};
 use crate::worker::Stop;
+
+/// The most bytes of requests under way that have to be copied between the guest and the file.
+/// What is longer is copied in parts, one request after the other.
+pub(super) const COPIES: usize = 2 << 20;
 
 /// Serves requests until told to stop, when all that have been begun are done.
 pub fn serve(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<()> {
@@ -30,11 +33,14 @@ pub fn serve(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<()> {
 
 struct Queue {
     ring: Ring,
+    memory: Memory,
     disk: Arc<Disk>,
     limits: Limits,
     aio: Aio,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// The request that can begin when another one is done.
+    waiting: Option<u16>,
     bounce: Bounce,
     throttle: Throttle,
 }
@@ -67,7 +73,12 @@ impl Queue {
     fn new(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
         let size = ring.queue.size();
         let uring = Uring::new(size, stop, ring.doorbell.as_fd()).context("io_uring")?;
-        let aio = Aio::new(uring, disk, ring.memory.clone(), size);
+        let aio = Aio::new(uring, disk, &ring.memory, size);
+        let needs = Needs {
+            copies: COPIES,
+            pages: disk.is_direct(),
+        };
+        let memory = Memory::new(&ring.memory, &ring.sharing, needs, &ring.stats)?;
         Ok(Self {
             limits: Limits {
                 sectors: disk.sectors(),
@@ -77,9 +88,11 @@ impl Queue {
                 descriptors: usize::from(ring.queue.max_size()),
             },
             disk: Arc::clone(disk),
+            memory,
             aio,
             slots: (0..size).map(|_| Slot::default()).collect(),
             free: (0..size).collect(),
+            waiting: None,
             bounce: Bounce::new(),
             throttle: Throttle::new(),
             ring,
@@ -90,7 +103,9 @@ impl Queue {
         loop {
             self.begin(stop)?;
             self.ring.notify()?;
-            self.aio.wait().context("io_uring")?;
+            self.memory.sweep();
+            let timeout = self.memory.until_sweep();
+            self.aio.wait(timeout).context("io_uring")?;
             if stop.requested() {
                 return Ok(());
             }
@@ -100,13 +115,15 @@ impl Queue {
 
     /// Waits for what has been begun.
     fn finish(&mut self) -> Result<()> {
+        self.resume()?;
         while self.aio.busy() > 0 {
-            self.aio.wait().context("io_uring")?;
+            self.aio.wait(None).context("io_uring")?;
             while let Some(event) = self.aio.next_event().context("io_uring")? {
                 if let Event::Io(slot, result) = event {
                     self.finish_io(slot, result)?;
                 }
             }
+            self.resume()?;
         }
         self.ring.notify()
     }
@@ -116,9 +133,10 @@ impl Queue {
     /// A driver that goes on and on with requests that need no I/O does not keep the queue from
     /// being stopped.
     fn begin(&mut self, stop: &Stop) -> Result<()> {
+        self.resume()?;
         loop {
             self.ring.queue.disable_notification(&self.ring.memory)?;
-            while let Some(slot) = self.free.pop() {
+            while let Some(slot) = self.free_slot() {
                 if stop.requested() || !self.begin_next(slot)? {
                     self.free.push(slot);
                     break;
@@ -126,12 +144,31 @@ impl Queue {
             }
             // Without a free slot, the next completion brings us back here.
             if stop.requested()
+                || self.waiting.is_some()
                 || self.free.is_empty()
                 || !self.ring.queue.enable_notification(&self.ring.memory)?
             {
                 return Ok(());
             }
         }
+    }
+
+    /// A slot for another request, if one may begin.
+    fn free_slot(&mut self) -> Option<u16> {
+        match self.waiting {
+            None => self.free.pop(),
+            Some(_) => None,
+        }
+    }
+
+    /// Begins the request that waits, if there is one and it can.
+    fn resume(&mut self) -> Result<()> {
+        let Some(index) = self.waiting.take() else {
+            return Ok(());
+        };
+        let slot = self.slots.get(usize::from(index)).context("no such slot")?;
+        let operation = slot.operation.context("an empty slot")?;
+        self.start(index, operation)
     }
 
     /// Begins the next request, if there is one, in a free slot.
@@ -144,8 +181,8 @@ impl Queue {
             .get_mut(usize::from(index))
             .context("no such slot")?;
         slot.head = chain.head_index();
-        slot.buffers.collect(chain, &self.limits)?;
-        match slot.buffers.parse(&self.ring.memory, &self.limits) {
+        slot.buffers.collect(chain, &self.memory, &self.limits)?;
+        match slot.buffers.parse(&mut self.memory, &self.limits) {
             Ok(operation) => {
                 slot.operation = Some(operation);
                 self.start(index, operation)?;
@@ -156,47 +193,41 @@ impl Queue {
     }
 
     fn start(&mut self, index: u16, operation: Operation) -> Result<()> {
-        let slot = self.slots.get(usize::from(index)).context("no such slot")?;
-        let io = match operation {
-            Operation::Read { offset } if self.suits(&slot.buffers.data) => Io::Read(offset),
-            Operation::Write { offset } if self.suits(&slot.buffers.data) => Io::Write {
-                offset,
-                durable: !self.disk.writeback(),
-            },
-            Operation::Flush => Io::Sync,
-            Operation::Discard { offset, len } => Io::Allocate {
-                mode: PUNCH,
-                offset,
-                len,
-            },
-            Operation::WriteZeroes { offset, len, unmap } => Io::Allocate {
-                mode: if unmap { PUNCH } else { ZERO },
-                offset,
-                len,
-            },
-            _ => return self.do_at_once(index),
+        let (io, access) = match operation {
+            Operation::Read { offset } => (Io::Read(offset), Some(Access::Write)),
+            Operation::Write { offset } => {
+                let durable = !self.disk.writeback();
+                (Io::Write { offset, durable }, Some(Access::Read))
+            }
+            Operation::Flush => (Io::Sync, None),
+            Operation::Discard { offset, len } => {
+                let mode = PUNCH;
+                (Io::Allocate { mode, offset, len }, None)
+            }
+            Operation::WriteZeroes { offset, len, unmap } => {
+                let mode = if unmap { PUNCH } else { ZERO };
+                (Io::Allocate { mode, offset, len }, None)
+            }
+            Operation::GetId => return self.do_at_once(index),
         };
-        let segments: &[Segment] = match io {
-            Io::Read(_) | Io::Write { .. } => &slot.buffers.data,
-            Io::Sync | Io::Allocate { .. } => &[],
-        };
-        match self.aio.start(index, io, segments).context("io_uring")? {
+        if let Some(access) = access {
+            let slot = self.slots.get(usize::from(index)).context("no such slot")?;
+            let parts = self.aio.parts(index)?;
+            match self.memory.lend(&slot.buffers.data, access, parts) {
+                Ok(Lent::Yes) if suits(&self.disk, parts) => (),
+                // Something is lent, and comes back.
+                Ok(Lent::Later) if self.aio.busy() > 0 => {
+                    self.waiting = Some(index);
+                    return Ok(());
+                }
+                Ok(_) => return self.do_at_once(index),
+                Err(fault) => return self.fail(index, &fault.into()),
+            }
+        }
+        match self.aio.start(index, io).context("io_uring")? {
             Some(result) => self.finish_io(index, result),
             None => Ok(()),
         }
-    }
-
-    /// Whether the file can use these buffers as they are.
-    fn suits(&self, segments: &[Segment]) -> bool {
-        segments.iter().all(|segment| {
-            self.ring
-                .memory
-                .get_slice(segment.address, segment.len)
-                .is_ok_and(|slice| {
-                    self.disk
-                        .suits(slice.ptr_guard().as_ptr().addr(), segment.len)
-                })
-        })
     }
 
     fn complete(&mut self) -> Result<()> {
@@ -222,11 +253,12 @@ impl Queue {
         };
         if usize::try_from(result) == Ok(expected) {
             let read = matches!(slot.operation, Some(Operation::Read { .. }));
-            return self.answer(
-                index,
-                VIRTIO_BLK_S_OK as u8,
-                if read { expected } else { 0 },
-            );
+            let written = if read { expected } else { 0 };
+            let parts = self.aio.parts(index)?;
+            return match self.memory.settle(&slot.buffers.data, parts, written) {
+                Ok(()) => self.answer(index, VIRTIO_BLK_S_OK as u8, written),
+                Err(fault) => self.fail(index, &fault.into()),
+            };
         }
         let retry = match slot.operation {
             // In part only, or not with this memory: once more, step by step.
@@ -242,39 +274,35 @@ impl Queue {
             return self.do_at_once(index);
         }
         let error = io::Error::from_raw_os_error(result.saturating_neg());
-        self.report(index, &error);
-        self.answer(index, VIRTIO_BLK_S_IOERR as u8, 0)
+        self.fail(index, &error)
     }
 
     /// Does what needs a copy of the data, and waits for it.
     fn do_at_once(&mut self, index: u16) -> Result<()> {
         match self.try_at_once(index) {
             Ok(written) => self.answer(index, VIRTIO_BLK_S_OK as u8, written),
-            Err(error) => {
-                self.report(index, &error);
-                self.answer(index, VIRTIO_BLK_S_IOERR as u8, 0)
-            }
+            Err(error) => self.fail(index, &error),
         }
     }
 
     /// Bytes written to the guest's memory.
     fn try_at_once(&mut self, index: u16) -> io::Result<usize> {
+        self.aio.parts(index)?.clear();
         let slot = self
             .slots
             .get(usize::from(index))
             .ok_or(io::ErrorKind::InvalidInput)?;
         let segments = &slot.buffers.data;
-        let memory = &self.ring.memory;
+        let memory = &mut self.memory;
         match slot.operation {
             Some(Operation::Read { offset }) => {
                 self.ring.stats.copied.add(1);
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
-                    self.disk
-                        .file()
-                        .read_exact_at(chunk, offset + done as u64)?;
-                    scatter(memory, segments, done, chunk).map_err(io::Error::other)?;
+                    let at = offset + done as u64;
+                    self.disk.file().read_exact_at(chunk, at)?;
+                    memory.scatter(segments, done, chunk.into())?;
                 }
                 Ok(len)
             }
@@ -283,8 +311,9 @@ impl Queue {
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
-                    gather(memory, segments, done, chunk).map_err(io::Error::other)?;
-                    self.disk.file().write_all_at(chunk, offset + done as u64)?;
+                    memory.gather(segments, done, (&mut *chunk).into())?;
+                    let at = offset + done as u64;
+                    self.disk.file().write_all_at(chunk, at)?;
                 }
                 self.disk.settle()?;
                 Ok(0)
@@ -294,10 +323,10 @@ impl Queue {
                 Ok(0)
             }
             Some(Operation::GetId) => {
-                let serial = self.disk.serial();
+                let mut serial = *self.disk.serial();
                 let len = total(segments).min(serial.len());
-                let serial = serial.get(..len).unwrap_or_default();
-                scatter(memory, segments, 0, serial).map_err(io::Error::other)?;
+                let serial = serial.get_mut(..len).unwrap_or_default();
+                memory.scatter(segments, 0, serial.into())?;
                 Ok(len)
             }
             _ => Err(io::ErrorKind::Unsupported.into()),
@@ -311,7 +340,15 @@ impl Queue {
             .get_mut(usize::from(index))
             .context("no such slot")?;
         slot.count(&self.ring.stats, status);
-        self.ring.memory.write_obj(status, slot.buffers.status)?;
+        // Nothing of the request is mapped any more when the driver gets it back.
+        self.aio.parts(index)?.clear();
+        let place = Segment {
+            address: slot.buffers.status,
+            len: 1,
+        };
+        let mut status = [status];
+        let status = status.as_mut_slice().into();
+        self.memory.scatter(&[place], 0, status)?;
         // The status is written, too.
         let used = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
         self.ring
@@ -320,6 +357,12 @@ impl Queue {
         slot.operation = None;
         self.free.push(index);
         Ok(())
+    }
+
+    /// Gives a request back to the driver as one that has failed.
+    fn fail(&mut self, index: u16, error: &io::Error) -> Result<()> {
+        self.report(index, error);
+        self.answer(index, VIRTIO_BLK_S_IOERR as u8, 0)
     }
 
     fn report(&mut self, index: u16, error: &io::Error) {
@@ -341,34 +384,10 @@ const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// Zeroes that keep their space.
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// Fills `buffer` from what `segments` hold from byte `skip` on.
-fn gather(
-    memory: &Pool,
-    segments: &[Segment],
-    skip: usize,
-    buffer: &mut [u8],
-) -> Result<(), GuestMemoryError> {
-    let mut at = 0;
-    for segment in parts(segments, skip, buffer.len()) {
-        let part = buffer.get_mut(at..at + segment.len).unwrap_or_default();
-        memory.read_slice(part, segment.address)?;
-        at += segment.len;
-    }
-    Ok(())
-}
-
-/// Writes `buffer` to what `segments` hold from byte `skip` on.
-fn scatter(
-    memory: &Pool,
-    segments: &[Segment],
-    skip: usize,
-    buffer: &[u8],
-) -> Result<(), GuestMemoryError> {
-    let mut at = 0;
-    for segment in parts(segments, skip, buffer.len()) {
-        let part = buffer.get(at..at + segment.len).unwrap_or_default();
-        memory.write_slice(part, segment.address)?;
-        at += segment.len;
-    }
-    Ok(())
+/// Whether the file can use this memory as it is.
+fn suits(disk: &Disk, parts: &Parts) -> bool {
+    parts.vectors().iter().all(|part| {
+        let start = part.slice().ptr_guard().as_ptr().addr();
+        disk.suits(start, part.len())
+    })
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests of the virtio block device.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -9,25 +9,16 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, GuestAddress};
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
-use crate::memory::Pool;
+use crate::memory::{Memory, Pool, Segment, total};
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
 
 /// Bytes of a discard or write-zeroes segment: sector, number of sectors, flags.
 const RANGE_SIZE: usize = 16;
-
-/// A part of a request's buffers, inside the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it begins.
-    pub address: GuestAddress,
-    /// Bytes; not 0.
-    pub len: usize,
-}
 
 /// What is to be done. Offsets and lengths are bytes, inside the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +47,9 @@ const UNSUPP: Refused = Refused(VIRTIO_BLK_S_UNSUPP as u8);
 /// The buffers of a request.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    /// After the header, what the device reads; after parsing, what it works on.
+    /// What the device reads; after parsing, what it works on. None of them is empty.
     pub data: Vec<Segment>,
     writable: Vec<Segment>,
-    header: [u8; HEADER_SIZE],
     /// Where the status goes.
     pub status: GuestAddress,
 }
@@ -86,8 +76,12 @@ impl Buffers {
     /// # Errors
     ///
     /// It is no request, and there is no place for a status: the driver is broken.
-    pub fn collect(&mut self, chain: DescriptorChain<&Pool>, limits: &Limits) -> Result<()> {
-        let pool = chain.memory().clone();
+    pub fn collect(
+        &mut self,
+        chain: DescriptorChain<&Pool>,
+        memory: &Memory,
+        limits: &Limits,
+    ) -> Result<()> {
         let head = chain.head_index();
 
         self.data.clear();
@@ -97,22 +91,12 @@ impl Buffers {
                 count < limits.descriptors,
                 "chain {head} has too many descriptors"
             );
-            self.add(&pool, head, descriptor)?;
+            self.add(memory, head, descriptor)?;
         }
         ensure!(
             total(&self.data) >= HEADER_SIZE,
             "chain {head} has no request header"
         );
-        let mut at = 0;
-        while let Some(part) = self.header.get_mut(at..).filter(|part| !part.is_empty()) {
-            let segment = take_front(&mut self.data, part.len())
-                .ok_or_else(|| anyhow::anyhow!("chain {head} has no request header"))?;
-            let Some(part) = part.get_mut(..segment.len) else {
-                bail!("chain {head} has no request header");
-            };
-            pool.read_slice(part, segment.address)?;
-            at += segment.len;
-        }
         let Some(last) = self.writable.last_mut() else {
             bail!("chain {head} has no place for a status");
         };
@@ -124,7 +108,7 @@ impl Buffers {
         Ok(())
     }
 
-    fn add(&mut self, pool: &Pool, head: u16, descriptor: Descriptor) -> Result<()> {
+    fn add(&mut self, memory: &Memory, head: u16, descriptor: Descriptor) -> Result<()> {
         let segment = Segment {
             address: descriptor.addr(),
             len: descriptor.len() as usize,
@@ -133,12 +117,9 @@ impl Buffers {
         if segment.len == 0 {
             return Ok(());
         }
-        ensure!(
-            pool.check_range(segment.address, segment.len),
-            "chain {head} has a buffer outside the pool: {:#x}, {} bytes",
-            segment.address.0,
-            segment.len
-        );
+        memory
+            .check(segment)
+            .with_context(|| format!("chain {head} has a bad buffer"))?;
         if descriptor.is_write_only() {
             self.writable.push(segment);
         } else {
@@ -152,8 +133,11 @@ impl Buffers {
     }
 
     /// Decides what is to be done, and leaves the buffers for it in `data`.
-    pub fn parse(&mut self, pool: &Pool, limits: &Limits) -> Result<Operation, Refused> {
-        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = self.header;
+    pub fn parse(&mut self, memory: &mut Memory, limits: &Limits) -> Result<Operation, Refused> {
+        let mut header = [0; HEADER_SIZE];
+        self.read(memory, &mut header)?;
+        skip_front(&mut self.data, HEADER_SIZE);
+        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
 
         match u32::from_le_bytes([t0, t1, t2, t3]) {
@@ -174,7 +158,7 @@ impl Buffers {
             }
             VIRTIO_BLK_T_DISCARD if limits.discard => {
                 check_writable(limits)?;
-                let (offset, len, flags) = self.range(pool, limits, MAX_DISCARD_SECTORS)?;
+                let (offset, len, flags) = self.range(memory, limits, MAX_DISCARD_SECTORS)?;
                 match flags {
                     0 => Ok(Operation::Discard { offset, len }),
                     _ => Err(UNSUPP),
@@ -182,7 +166,7 @@ impl Buffers {
             }
             VIRTIO_BLK_T_WRITE_ZEROES => {
                 check_writable(limits)?;
-                let (offset, len, flags) = self.range(pool, limits, MAX_WRITE_ZEROES_SECTORS)?;
+                let (offset, len, flags) = self.range(memory, limits, MAX_WRITE_ZEROES_SECTORS)?;
                 match flags {
                     0 => Ok(Operation::WriteZeroes {
                         offset,
@@ -201,6 +185,13 @@ impl Buffers {
         }
     }
 
+    /// Fills `buffer` from the beginning of the data.
+    fn read(&self, memory: &mut Memory, buffer: &mut [u8]) -> Result<(), Refused> {
+        memory
+            .gather(&self.data, 0, buffer.into())
+            .map_err(|_| IOERR)
+    }
+
     /// Checks that the data lies inside the disk; its offset.
     fn check_data(&self, sector: u64, limits: &Limits) -> Result<u64, Refused> {
         let len = total(&self.data) as u64;
@@ -210,7 +201,7 @@ impl Buffers {
     /// The only segment of a discard or write-zeroes request: offset, length and flags.
     fn range(
         &mut self,
-        pool: &Pool,
+        memory: &mut Memory,
         limits: &Limits,
         max_sectors: u32,
     ) -> Result<(u64, u64, u32), Refused> {
@@ -218,12 +209,8 @@ impl Buffers {
             return Err(IOERR);
         }
         let mut bytes = [0; RANGE_SIZE];
-        let mut at = 0;
-        for segment in self.data.drain(..) {
-            let part = bytes.get_mut(at..at + segment.len).ok_or(IOERR)?;
-            pool.read_slice(part, segment.address).map_err(|_| IOERR)?;
-            at += segment.len;
-        }
+        self.read(memory, &mut bytes)?;
+        self.data.clear();
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
@@ -239,40 +226,15 @@ impl Buffers {
     }
 }
 
-/// Takes up to `len` bytes from the beginning of `segments`.
-fn take_front(segments: &mut Vec<Segment>, len: usize) -> Option<Segment> {
-    let first = segments.first_mut()?;
-    if first.len <= len {
-        return Some(segments.remove(0));
-    }
-    let front = Segment {
-        address: first.address,
-        len,
-    };
-    first.address = first.address.unchecked_add(len as u64);
-    first.len -= len;
-    Some(front)
-}
-
-/// Bytes in `segments`.
-///
-/// Cannot overflow: a chain has at most 2^32 bytes, which `DescriptorChain` sees to.
-pub fn total(segments: &[Segment]) -> usize {
-    segments.iter().map(|segment| segment.len).sum()
-}
-
-/// What `segments` hold from byte `skip` on, `len` bytes of it.
-pub fn parts(segments: &[Segment], skip: usize, len: usize) -> impl Iterator<Item = Segment> {
-    let (mut skip, mut left) = (skip, len);
-
-    segments.iter().filter_map(move |segment| {
-        let skipped = skip.min(segment.len);
-        let len = left.min(segment.len - skipped);
-        skip -= skipped;
-        left -= len;
-        let address = segment.address.unchecked_add(skipped as u64);
-        (len > 0).then_some(Segment { address, len })
-    })
+/// Takes `len` bytes away from the beginning of `segments`.
+fn skip_front(segments: &mut Vec<Segment>, mut len: usize) {
+    segments.retain_mut(|segment| {
+        let skipped = len.min(segment.len);
+        segment.address = segment.address.unchecked_add(skipped as u64);
+        segment.len -= skipped;
+        len -= skipped;
+        segment.len > 0
+    });
 }
 
 fn check_writable(limits: &Limits) -> Result<(), Refused> {

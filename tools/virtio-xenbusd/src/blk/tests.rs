@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests through a real ring to a real file.
 
+mod frames;
+mod grants;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -42,6 +45,10 @@ struct Fixture {
 
 impl Fixture {
     fn new(name: &str, settings: Settings) -> Self {
+        Self::with(name, settings, Driver::new(16))
+    }
+
+    fn with(name: &str, settings: Settings, driver: Driver) -> Self {
         let path = std::env::temp_dir().join(format!("vxb-blk-{}-{name}", std::process::id()));
         let mut file = File::create(&path).unwrap();
         for sector in 0..SECTORS {
@@ -52,7 +59,6 @@ impl Fixture {
             ..settings
         };
         let disk = Arc::new(Disk::open(&settings, *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap());
-        let driver = Driver::new(16);
         let worker = Worker::spawn(driver.ring(), move |ring, stop| {
             queue::serve(ring, stop, &disk)
         })

@@ -21,7 +21,7 @@ fn finds_entries() {
         [[device]]
         domain = "a"
         device = 1
-        blk = { path = "/x", queue-size = 64 }
+        blk = { path = "/x", queue-size = 64, address-modes = ["grant", "pool"] }
         [[disk]]
         domain = "a"
         vdev = "xvdb"
@@ -35,6 +35,8 @@ fn finds_entries() {
         (limits.queues, limits.queue_size),
         (Some(Queues(2)), Some(QueueSize(64)))
     );
+    let modes = limits.address_modes.map(|modes| modes.to_string());
+    assert_eq!(modes.as_deref(), Some("grant pool"));
     assert_eq!(config.device("a", 0), None);
     assert_eq!(config.device("b", 1), None);
     assert!(config.disk("a", "xvdb").is_some());
@@ -62,6 +64,11 @@ fn values_out_of_range() {
         ("max-pool-pages", "32769"),
         ("max-pool-pages", "9223372036854775807"),
         ("queues", "\"two\""),
+        ("address-modes", "\"pool\""),
+        ("address-modes", "[]"),
+        ("address-modes", "[\"grant\"]"),
+        ("address-modes", "[\"pool\", \"pool\"]"),
+        ("address-modes", "[\"pool\", \"mfn\"]"),
     ] {
         let error = error(&format!("\n[defaults.net]\n{key} = {value}\n"));
         assert!(error.contains("line 3"), "{error}");

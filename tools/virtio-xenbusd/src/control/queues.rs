@@ -124,6 +124,7 @@ impl<M: VolatileMemory> Controller<M> {
             name: format!("{} queue {index}", self.name),
             queue,
             memory: self.pool.clone(),
+            sharing: self.sharing.clone(),
             doorbell,
             stats: Arc::clone(stats),
             alarm: self.alarm.clone(),

@@ -22,7 +22,7 @@ use xen::{Mapping, PAGE_SIZE};
 use super::{Binder, Controller, TRANSPORT_FEATURES};
 use crate::config_space::ConfigSpace;
 use crate::device::{Device, Doorbell, Ring};
-use crate::memory::{POOL_START, Pool};
+use crate::memory::{POOL_START, Pool, Sharing};
 use crate::testing::FakeDoorbell;
 use crate::worker::Worker;
 
@@ -178,6 +178,7 @@ impl Frontend {
             "test",
             ControlPage::new(SharedPage(Arc::clone(&self.page))).unwrap(),
             self.pool.clone(),
+            Sharing::Pool,
             Box::new(TestBinder),
             Box::new(device),
         )

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Commands of the control queue (virtio 5.1.6.5).
 
-use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
 use anyhow::Result;
 use nix::poll::PollFlags;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 
 use super::card::Card;
@@ -13,7 +13,7 @@ use super::features;
 use super::mac::Mac;
 use super::wait;
 use crate::device::Ring;
-use crate::memory::Pool;
+use crate::memory::{Fault, Memory, Needs, Pool, Segment, total};
 use crate::stats::Stats;
 use crate::worker::Stop;
 
@@ -22,7 +22,7 @@ const OK: u8 = 0;
 const ERR: u8 = 1;
 
 /// The longest command that is read: two address tables of 1024 entries and then some.
-const MAX_COMMAND: u64 = 16 * 1024;
+const MAX_COMMAND: usize = 16 * 1024;
 
 /// Commands that are carried out before others get a turn.
 const BATCH: usize = 64;
@@ -44,6 +44,7 @@ const CONFIG_MAC: usize = 0;
 
 /// Carries out the commands in `ring`, for a guest that has accepted `accepted`.
 pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<()> {
+    let mut memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats)?;
     while !stop.requested() {
         ring.queue.disable_notification(&ring.memory)?;
         for _ in 0..BATCH {
@@ -51,15 +52,16 @@ pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<
                 break;
             };
             let head = chain.head_index();
-            let written = answer(chain, card, accepted, &ring.stats);
+            let written = answer(chain, &mut memory, card, accepted, &ring.stats);
             ring.queue.add_used(&ring.memory, head, written)?;
         }
         ring.notify()?;
         if !ring.queue.enable_notification(&ring.memory)? {
             wait(
                 [stop.as_fd(), ring.doorbell.as_fd()].map(|fd| (fd, PollFlags::POLLIN)),
-                None,
+                memory.until_sweep(),
             )?;
+            memory.sweep();
             ring.stats.kicks.add(ring.doorbell.acknowledge()?.into());
         }
     }
@@ -67,23 +69,50 @@ pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<
 }
 
 /// Carries out the command in `chain`; how many bytes of answer were written.
-fn answer(chain: DescriptorChain<&Pool>, card: &Card, accepted: u64, stats: &Stats) -> u32 {
-    let mut bytes = Vec::new();
-    let read = chain
-        .clone()
-        .reader(chain.memory())
-        .is_ok_and(|reader| reader.take(MAX_COMMAND + 1).read_to_end(&mut bytes).is_ok());
-    let done = read && carry_out(&bytes, card, accepted);
+fn answer(
+    chain: DescriptorChain<&Pool>,
+    memory: &mut Memory,
+    card: &Card,
+    accepted: u64,
+    stats: &Stats,
+) -> u32 {
+    let readable = segments(chain.clone().readable(), memory);
+    let command = readable.and_then(|segments| read(&segments, memory));
+    let done = command.is_ok_and(|bytes| carry_out(&bytes, card, accepted));
     let (ack, count) = match done {
         true => (OK, &stats.requests),
         false => (ERR, &stats.errors),
     };
     count.add(1);
-    let written = chain
-        .clone()
-        .writer(chain.memory())
-        .is_ok_and(|mut w| w.write_all(&[ack]).is_ok());
-    u32::from(written)
+    let writable = segments(chain.writable(), memory);
+    let written = writable.and_then(|segments| {
+        let mut ack = [ack];
+        memory.scatter(&segments, 0, ack.as_mut_slice().into())?;
+        Ok(!segments.is_empty())
+    });
+    u32::from(written.unwrap_or(false))
+}
+
+/// What the descriptors name, if all of it is in `memory`.
+fn segments(
+    descriptors: impl Iterator<Item = Descriptor>,
+    memory: &Memory,
+) -> Result<Vec<Segment>, Fault> {
+    let segments = descriptors.map(|descriptor| Segment {
+        address: descriptor.addr(),
+        len: descriptor.len() as usize,
+    });
+    segments
+        .filter(|segment| segment.len > 0)
+        .map(|segment| memory.check(segment).map(|()| segment))
+        .collect()
+}
+
+/// What `segments` hold; of what is too long, more than [`MAX_COMMAND`] bytes.
+fn read(segments: &[Segment], memory: &mut Memory) -> Result<Vec<u8>, Fault> {
+    let mut bytes = vec![0; total(segments).min(MAX_COMMAND + 1)];
+    memory.gather(segments, 0, bytes.as_mut_slice().into())?;
+    Ok(bytes)
 }
 
 /// Whether the command was a good one and was done.

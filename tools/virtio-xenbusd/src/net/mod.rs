@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Network device on a tap interface in a bridge.
 
+mod buffers;
 mod card;
 mod ctrl;
 pub mod features;
@@ -16,6 +17,7 @@ mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -23,10 +25,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::card::Card;
 pub use self::settings::Settings;
-use self::vring::{Access, Vring};
+use self::vring::Vring;
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
 use crate::device::{Device, Ring};
+use crate::memory::{Access, Memory, Needs};
+use crate::modes::Mode;
 use crate::uring::{Event, Uring};
 use crate::worker::{Stop, Worker};
 
@@ -44,8 +48,8 @@ const FRAME: usize = 18;
 const BATCH_PACKETS: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Milliseconds that a packet waits for buffers when the guest makes too few available.
-const HOLD: u16 = 100;
+/// How long a packet waits for buffers when the guest makes too few available.
+const HOLD: Duration = Duration::from_millis(100);
 
 /// Descriptors of the control queue.
 const CTRL_SIZE: u16 = 64;
@@ -157,6 +161,10 @@ impl Device for Net {
         self.offered.into()
     }
 
+    fn address_modes(&self) -> &[Mode] {
+        &Mode::ALL
+    }
+
     fn queue_sizes(&self) -> Vec<u16> {
         let mut sizes = vec![self.queue_size; 2 * usize::from(self.pairs())];
         sizes.push(CTRL_SIZE);
@@ -238,16 +246,17 @@ impl Device for Net {
 /// Serves receive queue `pair`.
 fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> Result<()> {
     let stats = &Arc::clone(&ring.stats);
+    let memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), stats)?;
     let Ring {
         queue,
-        memory,
+        memory: pool,
         mut doorbell,
         ..
     } = ring;
     let tap = card.tap(pair)?;
     let mut spill = rx::spill_buffer();
-    let vring = Vring::new(&queue, &memory, Access::Write)?;
-    let mut receiver = rx::Receiver::new(vring, tap, stats, mode, &mut spill);
+    let vring = Vring::new(&queue, &pool, Access::Write)?;
+    let mut receiver = rx::Receiver::new(vring, memory, tap, stats, mode, &mut spill);
 
     receiver.ring().disable_kicks()?;
     while !stop.requested() {
@@ -256,19 +265,18 @@ fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> R
             doorbell.notify()?;
             stats.interrupts.add(1);
         }
+        let sweep = receiver.sweep();
         match wants {
             rx::Wants::Turn => (),
             rx::Wants::Packet => {
-                wait(
-                    [stop.as_fd(), tap.as_fd()].map(|fd| (fd, PollFlags::POLLIN)),
-                    None,
-                )?;
+                let fds = [stop.as_fd(), tap.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
+                wait(fds, sweep)?;
             }
             rx::Wants::Buffers => {
                 if !receiver.ring().enable_kicks()? {
-                    let timeout = receiver.holds().then_some(HOLD);
+                    let hold = receiver.holds().then_some(HOLD);
                     let fds = [stop.as_fd(), doorbell.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
-                    if wait(fds, timeout)? == [false, false] {
+                    if wait(fds, hold.or(sweep))? == [false, false] && hold.is_some() {
                         receiver.drop_held();
                     }
                     stats.kicks.add(doorbell.acknowledge()?.into());
@@ -283,15 +291,20 @@ fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> R
 /// Serves transmit queue `pair`.
 fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
     let stats = &Arc::clone(&ring.stats);
+    let needs = Needs {
+        copies: tx::LONGEST,
+        ..Needs::default()
+    };
+    let memory = Memory::new(&ring.memory, &ring.sharing, needs, stats)?;
     let Ring {
         queue,
-        memory,
+        memory: pool,
         doorbell,
         ..
     } = ring;
     let tap = card.tap(pair)?;
-    let vring = Vring::new(&queue, &memory, Access::Read)?;
-    let mut sender = tx::Sender::new(vring, tap, stats);
+    let vring = Vring::new(&queue, &pool, Access::Read)?;
+    let mut sender = tx::Sender::new(vring, memory, tap, stats);
     let mut uring = Uring::new(0, stop, doorbell.as_fd()).context("io_uring")?;
 
     sender.ring().disable_kicks()?;
@@ -301,6 +314,7 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
             doorbell.notify()?;
             stats.interrupts.add(1);
         }
+        let sweep = sender.sweep();
         match wants {
             tx::Wants::Turn => (),
             tx::Wants::Space => {
@@ -309,12 +323,12 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
                         (stop.as_fd(), PollFlags::POLLIN),
                         (tap.as_fd(), PollFlags::POLLOUT),
                     ],
-                    None,
+                    sweep,
                 )?;
             }
             tx::Wants::Packets => {
                 if !sender.ring().enable_kicks()? {
-                    uring.wait().context("io_uring")?;
+                    uring.wait(sweep).context("io_uring")?;
                     while let Some(event) = uring.next_event().context("event channel")? {
                         if event == Event::Doorbell {
                             stats.kicks.add(1);
@@ -329,15 +343,19 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
     Ok(())
 }
 
-/// Waits until one of the descriptors is ready, or `timeout` milliseconds; which are ready.
+/// Waits until one of the descriptors is ready, or `timeout`, rounded up to milliseconds; which
+/// are ready.
 ///
 /// A descriptor in error counts as ready: whoever uses it gets the error.
 fn wait<const N: usize>(
     fds: [(BorrowedFd<'_>, PollFlags); N],
-    timeout: Option<u16>,
+    timeout: Option<Duration>,
 ) -> Result<[bool; N]> {
     let mut fds = fds.map(|(fd, events)| PollFd::new(fd, events));
-    let timeout = timeout.map_or(PollTimeout::NONE, PollTimeout::from);
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(time) => PollTimeout::try_from(time + Duration::from_millis(1))?,
+    };
 
     loop {
         match poll(&mut fds, timeout) {

@@ -3,18 +3,20 @@
 //!
 //! The kernel copies a packet from the tap right into the guest's buffers. Only when the buffers
 //! at hand are too short does its end go through a buffer of ours, and waits there, without being
-//! lost, until the guest makes more of them available.
+//! lost, until the guest makes more of them available. So it does when it goes to granted buffers:
+//! they are written to from there.
 
-use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::mem;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tap::{IoVec, MAX_PARTS, copy_in};
+use tap::IoVec;
 use vm_memory::VolatileSlice;
 
-use super::vring::{Chain, Vring};
+use super::buffers::Buffers;
+use super::vring::Vring;
 use super::{BATCH_BYTES, BATCH_PACKETS, HEADER, MAX_PACKET};
+use crate::memory::{Fault, Memory, Segment};
 use crate::stats::Stats;
 
 /// Where in the header the number of buffers stands.
@@ -70,17 +72,15 @@ struct Packet {
 /// Receives packets for one queue.
 pub struct Receiver<'m> {
     ring: Vring<'m>,
+    memory: Memory,
     tap: &'m tap::Queue,
     stats: &'m Stats,
     mode: Mode,
     spill: VolatileSlice<'m>,
-    /// Chains that were taken from the ring and not yet used.
-    chains: VecDeque<Chain>,
-    /// Their parts, beginning at `start`.
-    parts: Vec<IoVec<'m>>,
-    start: usize,
-    /// Their bytes.
-    room: usize,
+    /// Buffers at hand.
+    buffers: Buffers,
+    /// The chain that was taken last.
+    segments: Vec<Segment>,
     /// A packet for which there are too few buffers.
     held: Option<Packet>,
     /// Packets since the last one that was longer than a frame, up to [`QUIET`].
@@ -98,21 +98,21 @@ impl<'m> Receiver<'m> {
     /// Receives from `tap` into the buffers of `ring`.
     pub fn new(
         ring: Vring<'m>,
+        memory: Memory,
         tap: &'m tap::Queue,
         stats: &'m Stats,
         mode: Mode,
         spill: &'m mut [u8],
     ) -> Self {
         Self {
+            buffers: Buffers::new(&memory),
             ring,
+            memory,
             tap,
             stats,
             mode,
             spill: spill.into(),
-            chains: VecDeque::new(),
-            parts: Vec::new(),
-            start: 0,
-            room: 0,
+            segments: Vec::new(),
             held: None,
             quiet: 0,
             single: None,
@@ -122,6 +122,12 @@ impl<'m> Receiver<'m> {
     /// The ring, to publish what was received.
     pub fn ring(&mut self) -> &mut Vring<'m> {
         &mut self.ring
+    }
+
+    /// Lets go of memory that is not used; when to do so again, if there is some.
+    pub fn sweep(&mut self) -> Option<Duration> {
+        self.memory.sweep();
+        self.memory.until_sweep()
     }
 
     /// Drops the packet that waits for buffers, if there is one.
@@ -154,7 +160,7 @@ impl<'m> Receiver<'m> {
                 Some(packet) => packet,
                 None => {
                     self.collect(self.window())?;
-                    if self.chains.is_empty() {
+                    if self.buffers.is_empty() {
                         return Ok(Wants::Buffers);
                     }
                     match self.read()? {
@@ -204,8 +210,13 @@ impl<'m> Receiver<'m> {
 
     /// Takes buffers from the ring until there are `room` bytes or no more buffers.
     fn collect(&mut self, room: usize) -> Result<()> {
-        while self.room < room && self.chains.len() < usize::from(self.ring.size()) {
-            let Some(chain) = self.ring.pop(&mut self.parts)? else {
+        // Those that cannot be used count, too: the guest does not decide how long this takes.
+        for _ in self.buffers.len()..usize::from(self.ring.size()) {
+            if self.buffers.room() >= room {
+                break;
+            }
+            self.segments.clear();
+            let Some(chain) = self.ring.pop(&self.memory, &mut self.segments)? else {
                 break;
             };
             ensure!(
@@ -213,42 +224,29 @@ impl<'m> Receiver<'m> {
                 "a receive buffer of {} bytes",
                 chain.len
             );
-            self.chains.push_back(chain);
-            self.room += chain.len;
+            match self.buffers.add(chain, &self.segments, &mut self.memory) {
+                Ok(()) => (),
+                // No packet can be put there. An empty one is what the driver throws away.
+                Err(Fault::Refused(_)) => {
+                    self.stats.drops.add(1);
+                    self.ring.stage(chain.head, 0)?;
+                }
+                Err(fault) => return Err(fault.into()),
+            }
         }
         Ok(())
     }
 
     /// Takes a packet from the tap; `None` if there is none.
     fn read(&mut self) -> Result<Option<Packet>> {
-        // The spill buffer comes after the guest's, in the place of one if there are too many.
-        let at = self.parts.len().min(self.start + MAX_PARTS - 1);
-        let mut replaced = None;
-        let mut direct = self.room;
-        match self.parts.get_mut(at) {
-            None => self.parts.push(self.spill.into()),
-            Some(part) => {
-                replaced = Some(mem::replace(part, self.spill.into()));
-                direct = self.live().iter().take(MAX_PARTS - 1).map(IoVec::len).sum();
-            }
-        }
-        let result = loop {
-            match self
-                .tap
-                .receive(self.parts.get(self.start..=at).unwrap_or_default())
-            {
+        let tap = self.tap;
+        let receive = |parts: &[IoVec<'_>]| loop {
+            match tap.receive(parts) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => (),
                 result => break result,
             }
         };
-        match replaced {
-            None => self.parts.truncate(at),
-            Some(part) => {
-                if let Some(place) = self.parts.get_mut(at) {
-                    *place = part;
-                }
-            }
-        }
+        let (direct, result) = self.buffers.with_spill(self.spill, receive);
         match result {
             Ok(len) => Ok(Some(Packet {
                 len,
@@ -261,11 +259,6 @@ impl<'m> Receiver<'m> {
         }
     }
 
-    /// The parts of the chains at hand.
-    fn live(&self) -> &[IoVec<'m>] {
-        self.parts.get(self.start..).unwrap_or_default()
-    }
-
     /// Gives a packet to the guest, or drops it; `false` if there are too few buffers for now.
     fn deliver(&mut self, packet: Packet) -> Result<bool> {
         let spilt = packet.len - packet.direct;
@@ -273,19 +266,25 @@ impl<'m> Receiver<'m> {
         if self.mode.mergeable {
             self.collect(packet.len)?;
         }
-        if spilt >= SPILL || packet.len > self.room {
+        if spilt >= SPILL || packet.len > self.buffers.room() {
             let wait = spilt < SPILL
                 && self.mode.mergeable
-                && self.chains.len() < usize::from(self.ring.size());
+                && self.buffers.len() < usize::from(self.ring.size());
             if !wait {
                 self.stats.drops.add(1);
             }
             return Ok(!wait);
         }
-        if spilt != 0 {
-            self.unspill(packet.direct, spilt)?;
+        let count = self.buffers.count(packet.len);
+        match self.fill(packet, count) {
+            Ok(()) => self.give(count, packet.len)?,
+            Err(Fault::Refused(_)) => {
+                self.stats.drops.add(1);
+                self.give(count, 0)?;
+                return Ok(true);
+            }
+            Err(fault) => return Err(fault.into()),
         }
-        self.give(packet.len)?;
         self.quiet = match packet.len > HEADER + self.mode.frame {
             true => 0,
             false => QUIET.min(self.quiet + 1),
@@ -297,46 +296,31 @@ impl<'m> Receiver<'m> {
         Ok(true)
     }
 
-    /// Copies `len` bytes of the spill buffer to byte `offset` of the buffers at hand.
-    fn unspill(&self, offset: usize, len: usize) -> Result<()> {
-        copy_in(self.live(), offset, self.spill.subslice(0, len)?);
-        self.stats.copied.add(1);
+    /// Brings what is spilt of a packet, which takes `count` buffers, to them, and completes its
+    /// header.
+    fn fill(&mut self, packet: Packet, count: u16) -> Result<(), Fault> {
+        let spilt = packet.len - packet.direct;
+        if spilt != 0 {
+            let spilt = self.spill.subslice(0, spilt).map_err(Fault::internal)?;
+            self.put(packet.direct, spilt)?;
+            self.stats.copied.add(1);
+        }
+        self.put(NUM_BUFFERS, count.to_le_bytes().as_mut_slice().into())?;
+        if !self.mode.flags {
+            self.put(0, [0].as_mut_slice().into())?;
+        }
         Ok(())
     }
 
-    /// Puts the buffers that hold `len` bytes into the used ring.
-    fn give(&mut self, len: usize) -> Result<()> {
-        let first = self.start;
-        let mut left = len;
-        let mut buffers = 0u16;
+    /// Writes `from` at byte `offset` of the buffers at hand.
+    fn put(&mut self, offset: usize, from: VolatileSlice<'_>) -> Result<(), Fault> {
+        self.buffers.put(offset, from, &mut self.memory)
+    }
 
-        while left != 0 {
-            let Some(chain) = self.chains.pop_front() else {
-                break;
-            };
-            let written = left.min(chain.len);
-            self.ring.stage(chain.head, written)?;
-            left -= written;
-            buffers += 1;
-            self.start += chain.parts;
-            self.room -= chain.len;
-        }
-        let header = self.parts.get(first..).unwrap_or_default();
-        copy_in(
-            header,
-            NUM_BUFFERS,
-            buffers.to_le_bytes().as_mut_slice().into(),
-        );
-        if !self.mode.flags {
-            copy_in(header, 0, [0].as_mut_slice().into());
-        }
-        if self.start == self.parts.len() {
-            self.parts.clear();
-            self.start = 0;
-        } else if self.start > MAX_PARTS {
-            self.parts.drain(..self.start);
-            self.start = 0;
-        }
-        Ok(())
+    /// Puts the first `count` buffers into the used ring, as filled with `len` bytes.
+    fn give(&mut self, count: u16, len: usize) -> Result<()> {
+        let ring = &mut self.ring;
+        self.buffers
+            .take(count, len, |head, written| ring.stage(head, written))
     }
 }

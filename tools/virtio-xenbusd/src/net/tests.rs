@@ -2,6 +2,8 @@
 //! Cards on real taps and bridges, with the test as their driver. They need root.
 
 mod control;
+mod frames;
+mod grants;
 mod receive;
 mod transmit;
 
@@ -24,7 +26,7 @@ use crate::worker::Worker;
 
 const BRIDGE: &str = "testbr0";
 /// Long enough for anything that happens at all.
-const PATIENCE: u16 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A namespace with a bridge, and a host on the bridge: a tap of the test.
 struct Host {
@@ -132,7 +134,7 @@ fn bytes(driver: &Driver, offset: u64, len: usize) -> Vec<u8> {
 
 /// Waits until `done`, which others make true.
 fn eventually(what: &str, done: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_millis(PATIENCE.into());
+    let end = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < end, "{what} does not happen");
         std::thread::yield_now();

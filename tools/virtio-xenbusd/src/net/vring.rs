@@ -2,7 +2,7 @@
 //! The device's side of a split virtqueue, for packets.
 //!
 //! It differs from `virtio_queue::Queue` where packets ask for it: buffers of one packet are
-//! published together, as the specification wants of mergeable buffers; chains come as `iovec`s
+//! published together, as the specification wants of mergeable buffers; chains come as segments
 //! in an array that is used again; a chain that is not whole is an error; and
 //! `VIRTQ_AVAIL_F_NO_INTERRUPT` counts.
 
@@ -10,11 +10,11 @@ use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context, Result, bail, ensure};
-use tap::{IoVec, MAX_PARTS};
+use tap::MAX_PARTS;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileSlice};
 
-use crate::memory::Pool;
+use crate::memory::{Access, Memory, Pool, Segment};
 
 const DESCRIPTOR: usize = 16;
 const AVAIL_ELEMENT: usize = 2;
@@ -31,29 +31,18 @@ const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
-/// Whether the device reads or writes the buffers of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Transmit queues.
-    Read,
-    /// Receive queues.
-    Write,
-}
-
 /// A descriptor chain that was taken from a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// What [`Vring::stage`] wants.
     pub head: u16,
-    /// How many parts of memory it is made of, at most [`MAX_PARTS`].
-    pub parts: usize,
     /// Bytes in all.
     pub len: usize,
 }
 
 /// A running split virtqueue.
 pub struct Vring<'m> {
-    memory: &'m Pool,
+    pool: &'m Pool,
     access: Access,
     size: u16,
     event_idx: bool,
@@ -75,20 +64,22 @@ impl<'m> Vring<'m> {
     ///
     /// # Errors
     ///
-    /// The ring is not inside `memory`.
-    pub fn new(queue: &Queue, memory: &'m Pool, access: Access) -> Result<Self> {
+    /// The ring is not inside `pool`.
+    pub fn new(queue: &Queue, pool: &'m Pool, access: Access) -> Result<Self> {
         let size = usize::from(queue.size());
         ensure!(
             queue.size().is_power_of_two(),
             "queue size {size} is not a power of two"
         );
         let area = |start, len| {
-            memory
-                .get_slice(GuestAddress(start), len)
-                .context("the ring is outside the pool")
+            let segment = Segment {
+                address: GuestAddress(start),
+                len,
+            };
+            pool.slice(segment).context("the ring is outside the pool")
         };
         Ok(Self {
-            memory,
+            pool,
             access,
             size: queue.size(),
             event_idx: queue.event_idx_enabled(),
@@ -108,12 +99,13 @@ impl<'m> Vring<'m> {
         self.size
     }
 
-    /// Takes the next chain, if there is one, and appends its parts to `parts`.
+    /// Takes the next chain, if there is one, and appends what it is made of to `segments`: at
+    /// most [`MAX_PARTS`], none of them empty, all in `memory`.
     ///
     /// # Errors
     ///
     /// The driver has broken the ring. Nothing more can be done with it.
-    pub fn pop(&mut self, parts: &mut Vec<IoVec<'m>>) -> Result<Option<Chain>> {
+    pub fn pop(&mut self, memory: &Memory, segments: &mut Vec<Segment>) -> Result<Option<Chain>> {
         if self.next_avail == self.avail_index && !self.look()? {
             return Ok(None);
         }
@@ -124,7 +116,7 @@ impl<'m> Vring<'m> {
         let head = u16::from_le(head);
 
         self.next_avail += 1;
-        self.walk(head, parts)
+        self.walk(head, memory, segments)
             .with_context(|| format!("descriptor chain {head}"))
             .map(Some)
     }
@@ -143,14 +135,10 @@ impl<'m> Vring<'m> {
         Ok(count.0 != 0)
     }
 
-    fn walk(&self, head: u16, parts: &mut Vec<IoVec<'m>>) -> Result<Chain> {
+    fn walk(&self, head: u16, memory: &Memory, segments: &mut Vec<Segment>) -> Result<Chain> {
         let mut table = self.descriptors;
         let mut index = head;
-        let mut chain = Chain {
-            head,
-            parts: 0,
-            len: 0,
-        };
+        let mut chain = Chain { head, len: 0 };
 
         // One more than a chain's parts, for the descriptor that refers to an indirect table.
         for seen in 0..=MAX_PARTS {
@@ -160,11 +148,9 @@ impl<'m> Vring<'m> {
                 .load();
             let rest = u64::from_le(rest);
             let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
-            let memory = || {
-                let start = GuestAddress(u64::from_le(address));
-                self.memory.get_slice(start, len as usize).map_err(|_| {
-                    anyhow::anyhow!("{len} bytes at {:#x} are outside the pool", start.0)
-                })
+            let segment = Segment {
+                address: GuestAddress(u64::from_le(address)),
+                len: len as usize,
             };
 
             if flags & DESC_INDIRECT != 0 {
@@ -176,7 +162,8 @@ impl<'m> Vring<'m> {
                     len as usize % DESCRIPTOR == 0,
                     "an indirect table of {len} bytes"
                 );
-                table = memory()?;
+                let slice = self.pool.slice(segment);
+                table = slice.context("an indirect table outside the pool")?;
                 index = 0;
                 continue;
             }
@@ -186,9 +173,9 @@ impl<'m> Vring<'m> {
                 "descriptor {index} has the wrong direction"
             );
             if len != 0 {
-                parts.push(IoVec::from(memory()?));
-                chain.parts += 1;
-                chain.len += len as usize;
+                memory.check(segment)?;
+                segments.push(segment);
+                chain.len += segment.len;
             }
             if flags & DESC_NEXT == 0 {
                 return Ok(chain);
@@ -202,7 +189,7 @@ impl<'m> Vring<'m> {
     /// of it are written. The driver sees it after [`Vring::publish`].
     pub fn stage(&mut self, head: u16, len: usize) -> Result<()> {
         let slot = usize::from(self.next_used.0 & (self.size - 1));
-        // A chain's length is a sum of 32-bit lengths inside the pool.
+        // CAST: No device writes more than a packet.
         let element = u64::from(head) | ((len as u64) << 32);
 
         self.used

@@ -1,24 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Rings that a driver would not make.
 
+use vm_memory::GuestMemoryBackend;
+
 use super::*;
+use crate::device::Ring;
+use crate::memory::{Needs, total};
+use crate::testing::sharing::FakeGrants;
 use crate::testing::{DATA, Driver, INDIRECT, NEXT, WRITE};
 
 const TABLE: u64 = 0x8000;
 
+fn memory(ring: &Ring) -> Memory {
+    Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats).unwrap()
+}
+
 /// Offers one chain that `build` makes to a ring of 16.
-fn pop(build: impl FnOnce(&Driver), access: Access) -> Result<Option<Chain>> {
+fn pop(build: impl FnOnce(&Driver), access: Access) -> Result<Option<(Chain, usize)>> {
     let mut driver = Driver::new(16);
     build(&driver);
     driver.submit(0);
     let ring = driver.ring();
-    let mut parts = Vec::new();
-    let chain = Vring::new(&ring.queue, &ring.memory, access)?.pop(&mut parts)?;
-    if let Some(chain) = chain {
-        assert_eq!(chain.parts, parts.len());
-        assert_eq!(chain.len, parts.iter().map(IoVec::len).sum::<usize>());
-    }
-    Ok(chain)
+    let mut segments = Vec::new();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, access)?;
+    let chain = vring.pop(&memory(&ring), &mut segments)?;
+    Ok(chain.map(|chain| {
+        assert_eq!(chain.len, total(&segments));
+        (chain, segments.len())
+    }))
 }
 
 fn refusal(build: impl FnOnce(&Driver), access: Access) -> String {
@@ -31,23 +40,9 @@ fn takes_chains() {
         |d| d.chain(0, &[(DATA, 10, 0), (DATA + 99, 20, 0)]),
         Access::Read,
     );
-    assert_eq!(
-        two.unwrap(),
-        Some(Chain {
-            head: 0,
-            parts: 2,
-            len: 30
-        })
-    );
+    assert_eq!(two.unwrap(), Some((Chain { head: 0, len: 30 }, 2)));
     let empty = pop(|d| d.chain(0, &[(DATA, 0, 0)]), Access::Read);
-    assert_eq!(
-        empty.unwrap(),
-        Some(Chain {
-            head: 0,
-            parts: 0,
-            len: 0
-        })
-    );
+    assert_eq!(empty.unwrap(), Some((Chain { head: 0, len: 0 }, 0)));
     // An indirect table may be longer than the ring.
     let indirect = |d: &Driver| {
         d.descriptor(0, 0, Driver::at(TABLE).0, 19 * 16, INDIRECT, 0);
@@ -57,14 +52,7 @@ fn takes_chains() {
         }
     };
     let chain = pop(indirect, Access::Write).unwrap();
-    assert_eq!(
-        chain,
-        Some(Chain {
-            head: 0,
-            parts: 19,
-            len: 57
-        })
-    );
+    assert_eq!(chain, Some((Chain { head: 0, len: 57 }, 19)));
 }
 
 #[test]
@@ -92,6 +80,8 @@ fn refuses_broken_chains() {
     }
     assert!(read(&|d| d.descriptor(0, 0, table, 0, INDIRECT, 0)).contains("descriptor 0"));
     assert!(read(&|d| d.descriptor(0, 0, 0, 16, INDIRECT, 0)).contains("outside the pool"));
+    let granted = |d: &Driver| d.descriptor(0, 0, FakeGrants::at(0), 16, INDIRECT, 0);
+    assert!(read(&granted).contains("outside the pool"));
     let both = |d: &Driver| d.descriptor(0, 0, table, 16, INDIRECT | NEXT, 1);
     assert!(read(&both).contains("indirect"));
     let nested = |d: &Driver| {
@@ -107,13 +97,19 @@ fn refuses_a_broken_ring() {
     driver.submit(16);
     let ring = driver.ring();
     let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
-    let text = format!("{:#}", vring.pop(&mut Vec::new()).unwrap_err());
+    let text = format!(
+        "{:#}",
+        vring.pop(&memory(&ring), &mut Vec::new()).unwrap_err()
+    );
     assert!(text.contains("descriptor 16 is outside"), "{text}");
 
     for index in [17, 0x8000, 0xffff] {
         driver.set_avail(index);
         let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
-        let text = format!("{:#}", vring.pop(&mut Vec::new()).unwrap_err());
+        let text = format!(
+            "{:#}",
+            vring.pop(&memory(&ring), &mut Vec::new()).unwrap_err()
+        );
         assert!(text.contains("available index"), "{text}");
     }
 }
@@ -200,7 +196,7 @@ fn asks_for_kicks() {
     driver.chain(0, &[(DATA, 1, 0)]);
     driver.submit(0);
     assert!(vring.enable_kicks().unwrap());
-    vring.pop(&mut Vec::new()).unwrap();
+    vring.pop(&memory(&ring), &mut Vec::new()).unwrap();
     assert!(!vring.enable_kicks().unwrap());
     let at = GuestAddress(ring.queue.used_ring() + 4 + 8 * 16);
     assert_eq!(driver.pool.load::<u16>(at, Ordering::Relaxed).unwrap(), 1);

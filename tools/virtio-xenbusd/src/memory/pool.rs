@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The pool as the memory that descriptors point into.
+//! The pool: where rings are, and buffers in every mode.
 
 use std::sync::Arc;
 
@@ -10,6 +10,8 @@ use vm_memory::{
     GuestUsize, MemoryRegionAddress, VolatileMemory, VolatileSlice,
 };
 use xen::Mapping;
+
+use super::Segment;
 
 /// The address of the pool's first byte.
 pub const POOL_START: GuestAddress = GuestAddress(VIRTIO_XENBUS_ADDR_POOL);
@@ -28,6 +30,13 @@ impl Pool {
     /// Takes mapped memory as a pool.
     pub fn new(mapping: Mapping) -> Self {
         Self(Arc::new(Region(mapping)))
+    }
+
+    /// The memory of a buffer, if all of it is inside.
+    pub fn slice(&self, segment: Segment) -> Option<VolatileSlice<'_>> {
+        let offset = segment.address.0.checked_sub(POOL_START.0)?;
+        let offset = usize::try_from(offset).ok()?;
+        self.0.0.get_slice(offset, segment.len).ok()
     }
 }
 
