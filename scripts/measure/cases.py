@@ -11,7 +11,7 @@ import json
 from vxblab.lab import LabError
 
 from . import network
-from .system import DISKS, System
+from .system import DISK_PATHS, PATHS, System
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Disk:
     unit = "IOPS"
     operation = "I/O"
 
-    def command(self, path, seconds):
-        return ["fio", f"--name={self.name}", f"--filename={DISKS[path]}",
+    paths = DISK_PATHS
+
+    def command(self, machine, path, seconds):
+        return ["fio", f"--name={self.name}", f"--filename={machine.disk(path)}",
                 "--direct=1", "--ioengine=libaio", f"--rw={self.mode}",
                 f"--bs={self.block}", f"--iodepth={self.depth}", "--norandommap",
                 "--thread", "--output-format=json",
@@ -59,7 +61,9 @@ class Stream:
     unit = "Mbit/s"
     operation = "64 KiB"
 
-    def command(self, path, seconds):
+    paths = PATHS
+
+    def command(self, _machine, path, seconds):
         return System.on_card(path) + network.iperf(self.reverse, seconds)
 
     def value(self, output):
@@ -76,7 +80,9 @@ class PingPong:
     unit = "1/s"
     operation = "transaction"
 
-    def command(self, path, seconds):
+    paths = PATHS
+
+    def command(self, _machine, path, seconds):
         return System.on_card(path) + network.ping_pong(seconds)
 
     def value(self, output):

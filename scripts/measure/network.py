@@ -8,7 +8,8 @@ import re
 from vxblab.lab import LabError
 
 HOST = "10.78.0.1"  # br0, see target/init-dom0
-CARDS = {"virtio": "10.78.0.12", "stock": "10.78.0.11"}
+CARDS = {path: f"10.78.0.{number}" for number, path in
+         enumerate(("stock", "pool", "grant", "machine", "vhost"), 11)}
 NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "sec": 1e9}
 
 

@@ -129,12 +129,14 @@ def lines(case, found, rate, events):
 def show(case, options):
     """Profile a test on each driver asked for, under a clock of instructions."""
     for path in options.driver:
+        if path not in case.paths:
+            continue
         with session.booted("bench", icount=True) as lab, \
              system.made(lab, options) as machine:
             session.say(f"{case.name} on {path}: Xen, dom0 and the guest are up")
-            output = machine.run(case.command(path, options.virtual))
+            output = machine.run(case.command(machine, path, options.virtual))
             rate = case.operations(case.value(output))
-            with machine.guest.start(case.command(path, FOREVER)) as process:
+            with machine.guest.start(case.command(machine, path, FOREVER)) as process:
                 places = Places(machine)
                 before = counters(machine)
                 machine.guest.run(["sleep", "1"], 900)  # of the time that counts
