@@ -91,6 +91,12 @@ fn bad_frames_fail_their_requests() {
         assert_eq!((status, used), (OK, 513));
         assert_eq!(frames.bytes(63 * PAGE, 512), [5; 512]);
     }
+    let (mut disk, _frames) = fixture("table-in-frame", true, false);
+    disk.driver.descriptor(0, 0, PAGE, 48, INDIRECT, 0);
+    disk.driver.submit(0);
+    let error = disk.breaks();
+    assert!(error.contains("must be in the pool"), "{error}");
+
     let (mut disk, _frames) = fixture("no-frame", true, false);
     disk.header(READ, 0);
     let at = |offset| Driver::at(offset).0;
