@@ -86,13 +86,20 @@ impl Buffers {
 
         self.data.clear();
         self.writable.clear();
-        for (count, descriptor) in chain.enumerate() {
+        let mut count = 0;
+        for descriptor in chain {
             ensure!(
                 count < limits.descriptors,
                 "chain {head} has too many descriptors"
             );
             self.add(memory, head, descriptor)?;
+            count += 1;
         }
+        ensure!(
+            count > 0,
+            "chain {head} has no descriptor that can be read: an indirect table must be in the \
+             pool, and whole"
+        );
         ensure!(
             total(&self.data) >= HEADER_SIZE,
             "chain {head} has no request header"
