@@ -19,6 +19,8 @@ DOM0 = ("virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio virtio_net "
         "xenfs xen-evtchn xen-gntdev xen-privcmd xen-gntalloc loop xen-blkback "
         "xen-netback tun bridge vhost_net").split()
 GUEST = "xen-blkfront ext4 overlay xen-netfront".split()
+# A dom0 with systemd loads the rest itself.
+SYSTEM = "virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio".split()
 TARGET = files.LAB / "target"
 
 
@@ -137,14 +139,14 @@ def prepare(vmlinuz, directory, places, whole):
     return name
 
 
-def stock():
-    """The distribution's kernel."""
-    tree = tree_of("lab")
+def stock(name="lab"):
+    """The distribution's kernel, of the tree `name`."""
+    tree = tree_of(name)
     releases = sorted((tree / "usr/lib/modules").iterdir())
     if len(releases) != 1:
         raise LabError(f"{tree} has {len(releases)} kernels; one was expected")
     return prepare(tree / "boot" / f"vmlinuz-{releases[0].name}", releases[0],
-                   {"dom0": DOM0, "guest": GUEST}, False)
+                   {"dom0": DOM0, "guest": GUEST, "system": SYSTEM}, False)
 
 
 def built(directory):
@@ -159,13 +161,13 @@ def built(directory):
     return prepare(directory / "vmlinuz", modules, {"guest": GUEST}, True)
 
 
-def root_image():
-    """The root file system of dom0 and of all guests: read-only for all of them."""
-    tree = tree_of("lab")
+def root_image(name="lab"):
+    """The tree `name` as root file system: read-only, for dom0 and the lab's guests."""
+    tree = tree_of(name)
 
     def make(part):
         with open(part, "wb") as file:
-            file.truncate(1500 << 20)
+            file.truncate(4 << 30)
         subprocess.run(
             ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "lab",
              "-d", tree, part], check=True)
@@ -173,9 +175,9 @@ def root_image():
     return files.made(files.CACHE / "images" / f"{tree.name}.ext4", make)
 
 
-def hypervisor():
-    """Xen as the ELF file that QEMU boots."""
-    tree = tree_of("lab")
+def hypervisor(name="lab"):
+    """Xen of the tree `name`, as the ELF file that QEMU boots."""
+    tree = tree_of(name)
     found = sorted((tree / "boot").glob("xen-*-amd64.gz"))
     if not found:
         raise LabError(f"{tree}/boot has no hypervisor (xen-*-amd64.gz)")
