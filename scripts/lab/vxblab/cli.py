@@ -155,6 +155,10 @@ def add_up_options(parser):
         default = OPTIONS[name.replace("-", "_")]
         parser.add_argument(f"--{name}", type=int,
                             help=f"{what} ({default})")
+    parser.add_argument("--tree", help="boot dom0 from this tree of scripts/trees, with its own "
+                                       f"systemd; without guests of the lab ({OPTIONS['tree']})")
+    parser.add_argument("--disk", dest="disks", action="append", metavar="FILE",
+                        help="one more disk of dom0: vdc, vdd, ...")
 
 
 def parse():

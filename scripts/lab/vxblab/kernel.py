@@ -21,6 +21,8 @@ DOM0 = ("virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio virtio_net "
 GUEST = "xen-blkfront ext4 overlay xen-netfront".split()
 # What a guest may load later. All modules of a distribution would fill its memory.
 LATER = "virtio_blk virtio_net".split()
+# A dom0 with systemd loads the rest itself.
+SYSTEMD = "virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio".split()
 TARGET = files.LAB / "target"
 
 
@@ -152,9 +154,10 @@ def kernel_of(tree):
     return tree / "boot" / f"vmlinuz-{releases[0].name}", releases[0]
 
 
-def stock():
-    """The distribution's kernel, for dom0 and guests."""
-    return prepare(*kernel_of(tree_of("lab")), {"dom0": DOM0, "guest": GUEST})
+def stock(name="lab"):
+    """The distribution's kernel, for dom0 and guests, of the tree `name`."""
+    return prepare(*kernel_of(tree_of(name)),
+                   {"dom0": DOM0, "guest": GUEST, "systemd": SYSTEMD})
 
 
 def of_tree(name):
@@ -187,13 +190,13 @@ def find(name):
     return built(name)
 
 
-def root_image():
-    """The root file system of dom0 and of all guests: read-only for all of them."""
-    tree = tree_of("lab")
+def root_image(name="lab"):
+    """The tree `name` as root file system: read-only, for dom0 and the lab's guests."""
+    tree = tree_of(name)
 
     def make(part):
         with open(part, "wb") as file:
-            file.truncate(1500 << 20)
+            file.truncate(4 << 30)
         subprocess.run(
             ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "lab",
              "-d", tree, part], check=True)
@@ -201,9 +204,9 @@ def root_image():
     return files.made(files.CACHE / "images" / f"{tree.name}.ext4", make)
 
 
-def hypervisor():
-    """Xen as the ELF file that QEMU boots."""
-    tree = tree_of("lab")
+def hypervisor(name="lab"):
+    """Xen of the tree `name`, as the ELF file that QEMU boots."""
+    tree = tree_of(name)
     found = sorted((tree / "boot").glob("xen-*-amd64.gz"))
     if not found:
         raise LabError(f"{tree}/boot has no hypervisor (xen-*-amd64.gz)")

@@ -15,7 +15,7 @@ from .machine import Machine
 # More CPUs than the host has: a guest's CPUs that wait for each other spin, and must
 # then not wait for their turn in the hypervisor as well.
 OPTIONS = {"memory": 3072, "cpus": 4, "dom0_memory": 1024, "dom0_vcpus": 1,
-           "one_thread": False, "icount": False}
+           "one_thread": False, "icount": False, "tree": "lab", "disks": []}
 DAEMON_LOG = "/var/log/virtio-xenbusd.log"
 
 
@@ -156,16 +156,32 @@ class Lab:
             files.remove(self.directory)
             self.directory.mkdir()
             qemu.start(self.directory, payload_directory(), {**OPTIONS, **options})
-            try:
-                qemu.wait_ready(self.directory, timeout)
-                ready.touch()
-            except LabError as error:
-                text = tail(self.directory / "xen.log")
-                raise LabError(f"{error}; its console:\n{text}") from None
-            finally:
-                if not ready.exists():
-                    qemu.stop(self.directory)
+            self._wait_ready(timeout)
         return self
+
+    def _wait_ready(self, timeout):
+        """Wait until dom0's agent listens; if it does not, end the machine."""
+        ready = self.directory / "ready"
+        try:
+            qemu.wait_ready(self.directory, timeout)
+            ready.touch()
+        except LabError as error:
+            text = tail(self.directory / "xen.log")
+            raise LabError(f"{error}; its console:\n{text}") from None
+        finally:
+            if not ready.exists():
+                qemu.stop(self.directory)
+
+    def reboot(self, timeout=300):
+        """Reboot dom0, whose tree has systemd; what it has written is kept."""
+        (self.directory / "ready").unlink()
+        with qemu.process(self.directory) as machine:
+            self.dom0.start(["systemctl", "reboot"])
+            if not qemu.ended(machine, timeout):
+                raise LabError(f"dom0 had not gone down {timeout} s after systemctl reboot; "
+                               f"its console:\n{tail(self.directory / 'xen.log')}")
+        qemu.launch(self.directory)
+        self._wait_ready(timeout)
 
     def _same(self, options):
         """Raise LabError unless the running instance was booted with these options."""

@@ -21,7 +21,7 @@ SCRATCH = 24 << 30  # bytes, sparse
 XEN = ("console=com1 com1=115200,8n1 noreboot loglvl=warning guest_loglvl=warning "
        "bootscrub=0 dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={vcpus}")
 DOM0 = ("console=hvc0 earlyprintk=xen panic=1 tsc=nowatchdog net.ifnames=0 "
-        "vxb.place=dom0 vxb.root=vda vxb.name=dom0")
+        "vxb.root=vda vxb.name=dom0 vxb.place={place}")
 
 
 def free_port():
@@ -31,6 +31,8 @@ def free_port():
 
 def arguments(directory, boot, port, payload, options):
     """QEMU's command line. options: those of lab.OPTIONS."""
+    tree = options["tree"]
+    dom0 = DOM0.format(place="dom0" if tree == "lab" else "systemd")
     xen = XEN.format(memory=options["dom0_memory"], vcpus=options["dom0_vcpus"])
     thread = "single" if options["one_thread"] else "multi"
     accel = ["-accel", f"tcg,thread={thread}", "-smp", str(options["cpus"])]
@@ -43,21 +45,24 @@ def arguments(directory, boot, port, payload, options):
         "-nodefaults", "-display", "none", "-no-reboot",
         "-daemonize", "-pidfile", f"{directory}/pid",
         "-qmp", f"unix:{directory}/qmp.sock,server=on,wait=off",
-        "-kernel", kernel.hypervisor(), "-append", xen,
-        "-initrd", f"{boot}/vmlinux {DOM0},{directory}/initrd",
-        "-drive", f"file={kernel.root_image()},if=none,id=root,format=raw,"
+        "-kernel", kernel.hypervisor(tree), "-append", xen,
+        "-initrd", f"{boot}/vmlinux {dom0},{directory}/initrd",
+        "-drive", f"file={kernel.root_image(tree)},if=none,id=root,format=raw,"
                   "readonly=on,file.locking=off",
         "-device", "virtio-blk-pci,drive=root",
         "-drive", f"file={directory}/scratch,if=none,id=scratch,format=raw,"
                   "cache=unsafe,discard=unmap",
         "-device", "virtio-blk-pci,drive=scratch",
+        *(word for number, path in enumerate(options["disks"]) for word in (
+            "-drive", f"file={path},if=none,id=disk{number},format=raw,cache=unsafe",
+            "-device", f"virtio-blk-pci,drive=disk{number}")),
         "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-{DOM0_ADDRESS}:{wire.PORT}",
         "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-serial-pci",
     ]
     for name in ("xen", "dom0", "events"):
         args += ["-chardev", f"socket,id={name},path={directory}/{name}.sock,server=on,"
-                             f"wait=off,logfile={directory}/{name}.log"]
+                             f"wait=off,logfile={directory}/{name}.log,logappend=on"]
     args += ["-serial", "chardev:xen", "-device", "virtconsole,chardev=dom0",
              "-device", "virtserialport,chardev=events,name=events"]
     for tag, path, extra in (("payload", payload, ",readonly=on"),
@@ -81,7 +86,7 @@ def start(directory, payload, options):
     (directory / "share" / "consoles").mkdir(parents=True)
     token = secrets.token_hex(16)
     (directory / "token").write_text(token)
-    boot = files.CACHE / "kernels" / kernel.stock()
+    boot = files.CACHE / "kernels" / kernel.stock(options["tree"])
     cpio.append_lab(directory / "initrd", boot / "initrd", files.LAB, token.encode())
     payload.mkdir(parents=True, exist_ok=True)
     make_scratch(directory / "scratch")
@@ -89,6 +94,12 @@ def start(directory, payload, options):
     args = arguments(directory, boot, port, payload, options)
     (directory / "command").write_text(shlex.join(args) + "\n")
     (directory / "state").write_text(json.dumps({"port": port, **options}) + "\n")
+    launch(directory)
+
+
+def launch(directory):
+    """Run the command of start(), once more after dom0's reboot."""
+    args = shlex.split((directory / "command").read_text())
     done = subprocess.run(args, check=False, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -124,21 +135,31 @@ def pid(directory):
     return None
 
 
+@contextlib.contextmanager
+def process(directory):
+    """A pidfd of QEMU, or None if it does not run."""
+    handle = None
+    number = pid(directory)
+    if number is not None:
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(number)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def ended(handle, timeout):
+    """Wait until QEMU is gone; False if it is not."""
+    return bool(select.select([handle], [], [], timeout)[0])
+
+
 def stop(directory):
     """End QEMU and wait until it is gone."""
-    number = pid(directory)
-    if number is None:
-        return
-    try:
-        handle = os.pidfd_open(number)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], 10)[0]:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], 10)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)
+    with process(directory) as handle, contextlib.suppress(ProcessLookupError):
+        if handle is not None:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            if not ended(handle, 10):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                ended(handle, 10)
