@@ -19,10 +19,10 @@ DOM0 = ("virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio virtio_net "
         "xenfs xen-evtchn xen-gntdev xen-privcmd xen-gntalloc loop xen-blkback "
         "xen-netback tun bridge vhost_net").split()
 GUEST = "xen-blkfront ext4 overlay xen-netfront".split()
-# A dom0 with systemd loads the rest itself.
-SYSTEM = "virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio".split()
 # What a guest may load later. All modules of a distribution would fill its memory.
 LATER = "virtio_blk virtio_net".split()
+# A dom0 with systemd loads the rest itself.
+SYSTEMD = "virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio".split()
 TARGET = files.LAB / "target"
 
 
@@ -155,9 +155,9 @@ def kernel_of(tree):
 
 
 def stock(name="lab"):
-    """The distribution's kernel in the tree `name`, for dom0 and guests."""
+    """The distribution's kernel, for dom0 and guests, of the tree `name`."""
     return prepare(*kernel_of(tree_of(name)),
-                   {"dom0": DOM0, "guest": GUEST, "system": SYSTEM})
+                   {"dom0": DOM0, "guest": GUEST, "systemd": SYSTEMD})
 
 
 def of_tree(name):

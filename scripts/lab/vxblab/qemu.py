@@ -32,7 +32,7 @@ def free_port():
 def arguments(directory, boot, port, payload, options):
     """QEMU's command line. options: those of lab.OPTIONS."""
     tree = options["tree"]
-    dom0 = DOM0.format(place="dom0" if tree == "lab" else "system")
+    dom0 = DOM0.format(place="dom0" if tree == "lab" else "systemd")
     xen = XEN.format(memory=options["dom0_memory"], vcpus=options["dom0_vcpus"])
     thread = "single" if options["one_thread"] else "multi"
     accel = ["-accel", f"tcg,thread={thread}", "-smp", str(options["cpus"])]

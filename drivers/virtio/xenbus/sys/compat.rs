@@ -24,10 +24,11 @@ use kernel::{
 macro_rules! enumerators {
     ($($name:ident: $type:ident = $value:ident;)*) => {
         $(
-            // SAFETY: The type is an integer as large as C's enum, or a transparent structure
-            // around one for which every value is valid.
-            pub(crate) const $name: bindings::$type =
-                unsafe { transmute_copy::<u32, bindings::$type>(&bindings::$value) };
+            pub(crate) const $name: bindings::$type = {
+                // SAFETY: The type is an integer as large as C's enum, or a transparent structure
+                // around one for which every value is valid.
+                unsafe { transmute_copy::<u32, bindings::$type>(&bindings::$value) }
+            };
         )*
     };
 }
