@@ -19,8 +19,8 @@ BAD = (
      ("/scratch/readonly/disk.img", "read-only")),
     (CARD, 'net = { bridge = "br404" }', ("br404", "not there")),
     (CARD, 'net = { bridge = "lo" }', ("lo", "not a bridge")),
-    (CARD, 'blk = { path = "/scratch/good.img" }', ("network device (id 1)",)),
-    (ODD, 'blk = { path = "/scratch/good.img" }', ("0x2b", "unknown")),
+    (CARD, 'blk = { path = "/scratch/good.img" }', ("device id 0x1", "`blk`")),
+    (ODD, 'blk = { path = "/scratch/good.img" }', ("0x2b", "`blk`")),
 )
 CONFIG = "".join(f'[[device]]\ndomain = "bad"\ndevice = {number}\n{settings}\n'
                  for number, (_, settings, _) in enumerate(BAD))

@@ -17,7 +17,7 @@ from .channel import LabError
 # What the initrd loads, by the place it boots in; dependencies are found.
 DOM0 = ("virtio_pci virtio_blk ext4 overlay 9p 9pnet_virtio virtio_net "
         "xenfs xen-evtchn xen-gntdev xen-privcmd xen-gntalloc loop xen-blkback "
-        "xen-netback tun bridge vhost_net").split()
+        "xen-netback tun bridge").split()
 GUEST = "xen-blkfront ext4 overlay xen-netfront".split()
 # What a guest may load later. All modules of a distribution would fill its memory.
 LATER = "virtio_blk virtio_net".split()

@@ -50,39 +50,53 @@ pub struct Queue {
     pub counters: Counters,
 }
 
-/// What a queue has done.
+/// What a queue has done. The daemon does not know all of it if another program, or the kernel,
+/// serves the queue.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Counters {
     /// Requests done; packets of a card, commands of its control queue.
-    pub requests: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
     /// Bytes read from a disk, or received.
-    pub bytes_to_guest: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_to_guest: Option<u64>,
     /// Bytes written to a disk, or sent.
-    pub bytes_from_guest: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_from_guest: Option<u64>,
     /// Requests answered with an error.
-    pub errors: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors: Option<u64>,
     /// Packets that were not passed on.
-    pub drops: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drops: Option<u64>,
     /// Requests and packets with data that was copied once more.
-    pub copied: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<u64>,
     /// Events from the guest.
     pub kicks: u64,
     /// Events sent to the guest.
     pub interrupts: u64,
     /// Buffers that descriptors have named by a place in the pool.
-    pub pool_buffers: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_buffers: Option<u64>,
     /// Buffers that were named by grants.
-    pub grant_buffers: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant_buffers: Option<u64>,
     /// Buffers that were named by frames.
-    pub machine_buffers: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_buffers: Option<u64>,
     /// Bytes copied from and to grants.
-    pub bytes_grant_copied: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_grant_copied: Option<u64>,
     /// Frames that were mapped.
-    pub frames_mapped: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames_mapped: Option<u64>,
     /// Frames that were unmapped again.
-    pub frames_unmapped: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames_unmapped: Option<u64>,
     /// Frames that were needed and mapped already.
-    pub frame_hits: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame_hits: Option<u64>,
 }
 
 impl Device {
@@ -104,23 +118,29 @@ impl std::ops::Add for Counters {
 
     fn add(self, other: Self) -> Self {
         Self {
-            requests: self.requests.wrapping_add(other.requests),
-            bytes_to_guest: self.bytes_to_guest.wrapping_add(other.bytes_to_guest),
-            bytes_from_guest: self.bytes_from_guest.wrapping_add(other.bytes_from_guest),
-            errors: self.errors.wrapping_add(other.errors),
-            drops: self.drops.wrapping_add(other.drops),
-            copied: self.copied.wrapping_add(other.copied),
+            requests: add(self.requests, other.requests),
+            bytes_to_guest: add(self.bytes_to_guest, other.bytes_to_guest),
+            bytes_from_guest: add(self.bytes_from_guest, other.bytes_from_guest),
+            errors: add(self.errors, other.errors),
+            drops: add(self.drops, other.drops),
+            copied: add(self.copied, other.copied),
             kicks: self.kicks.wrapping_add(other.kicks),
             interrupts: self.interrupts.wrapping_add(other.interrupts),
-            pool_buffers: self.pool_buffers.wrapping_add(other.pool_buffers),
-            grant_buffers: self.grant_buffers.wrapping_add(other.grant_buffers),
-            machine_buffers: self.machine_buffers.wrapping_add(other.machine_buffers),
-            bytes_grant_copied: self
-                .bytes_grant_copied
-                .wrapping_add(other.bytes_grant_copied),
-            frames_mapped: self.frames_mapped.wrapping_add(other.frames_mapped),
-            frames_unmapped: self.frames_unmapped.wrapping_add(other.frames_unmapped),
-            frame_hits: self.frame_hits.wrapping_add(other.frame_hits),
+            pool_buffers: add(self.pool_buffers, other.pool_buffers),
+            grant_buffers: add(self.grant_buffers, other.grant_buffers),
+            machine_buffers: add(self.machine_buffers, other.machine_buffers),
+            bytes_grant_copied: add(self.bytes_grant_copied, other.bytes_grant_copied),
+            frames_mapped: add(self.frames_mapped, other.frames_mapped),
+            frames_unmapped: add(self.frames_unmapped, other.frames_unmapped),
+            frame_hits: add(self.frame_hits, other.frame_hits),
         }
+    }
+}
+
+/// The sum of what is known.
+fn add(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.wrapping_add(other)),
+        (known, None) | (None, known) => known,
     }
 }

@@ -80,12 +80,16 @@ pub enum Request {
 
 /// What the daemon's configuration file has for a device, with the same keys.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Settings {
     /// A block device.
     Blk(Map<String, Value>),
     /// A network device.
     Net(Map<String, Value>),
+    /// A device that a vhost-user program serves.
+    VhostUser(Map<String, Value>),
+    /// Sockets.
+    Vsock(Map<String, Value>),
 }
 
 /// What came of a request.

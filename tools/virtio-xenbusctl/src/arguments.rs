@@ -2,7 +2,7 @@
 //! The command line.
 
 use std::io;
-use std::path::{self, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -103,6 +103,12 @@ pub enum New {
 
     /// A network card
     Net(Net),
+
+    /// A device that a vhost-user program serves
+    VhostUser(VhostUser),
+
+    /// Sockets, which the kernel's vhost-vsock serves
+    Vsock(Vsock),
 }
 
 /// A disk, with the keys of the daemon's configuration.
@@ -165,6 +171,43 @@ pub struct Net {
     #[arg(long, value_name = "true|false")]
     mergeable_buffers: Option<bool>,
 
+    /// Whether the kernel's vhost-net passes packets on
+    #[arg(long, value_name = "true|false")]
+    vhost: Option<bool>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    limits: Limits,
+}
+
+/// A device that a vhost-user program serves, with the keys of the daemon's configuration.
+#[derive(Args, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VhostUser {
+    /// The socket in the daemon's domain where the program listens
+    #[serde(rename = "socket")]
+    path: PathBuf,
+
+    /// What kind of device it is, for example blk or fs
+    #[arg(long, value_name = "NAME")]
+    r#type: String,
+
+    /// The name by which the guest mounts a file system, if the program does not tell it
+    #[arg(long, value_name = "TEXT")]
+    tag: Option<String>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    limits: Limits,
+}
+
+/// Sockets, with the keys of the daemon's configuration.
+#[derive(Args, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Vsock {
+    /// The guest's address, from 3 on
+    cid: u32,
+
     #[command(flatten)]
     #[serde(flatten)]
     limits: Limits,
@@ -197,15 +240,24 @@ impl New {
         Ok(match self {
             Self::Disk(disk) => {
                 let mut keys = keys(disk)?;
-                // The daemon works in another directory.
-                let path = path::absolute(&disk.path)
-                    .with_context(|| format!("disk {}", disk.path.display()))?;
-                keys.insert("path".into(), serde_json::to_value(path)?);
+                keys.insert("path".into(), absolute(&disk.path)?);
                 Settings::Blk(keys)
             }
             Self::Net(net) => Settings::Net(keys(net)?),
+            Self::VhostUser(user) => {
+                let mut keys = keys(user)?;
+                keys.insert("socket".into(), absolute(&user.path)?);
+                Settings::VhostUser(keys)
+            }
+            Self::Vsock(vsock) => Settings::Vsock(keys(vsock)?),
         })
     }
+}
+
+/// The whole path: the daemon works in another directory.
+fn absolute(path: &Path) -> Result<Value> {
+    let absolute = path::absolute(path).with_context(|| path.display().to_string())?;
+    Ok(serde_json::to_value(absolute)?)
 }
 
 fn keys(settings: &impl Serialize) -> Result<Map<String, Value>> {
@@ -287,6 +339,14 @@ mod tests {
             settings("attach 5 net --bridge br0 --mac 00:16:3e:00:00:01 --mtu 9000"),
             json!({"net": {"bridge": "br0", "mac": "00:16:3e:00:00:01", "mtu": 9000}})
         );
+        assert_eq!(
+            settings("attach web vhost-user /run/s --type fs --tag t"),
+            json!({"vhost-user": {"socket": "/run/s", "type": "fs", "tag": "t"}})
+        );
+        assert_eq!(
+            settings("attach web vsock 42"),
+            json!({"vsock": {"cid": 42}})
+        );
     }
 
     #[test]
@@ -312,6 +372,8 @@ mod tests {
             ("attach web net", "--bridge"),
             ("attach web disk", "<PATH>"),
             ("attach web floppy", "floppy"),
+            ("attach web vhost-user /run/s", "--type"),
+            ("attach web vsock -1", "-1"),
             ("attach web disk /a --timeout 601", "600"),
             ("attach web disk /a --direct maybe", "maybe"),
             ("attach web disk /a --queues many", "many"),

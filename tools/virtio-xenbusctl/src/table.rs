@@ -36,8 +36,9 @@ impl<const N: usize> Display for Table<N> {
 
 impl<const N: usize> Table<N> {
     fn is_numeric(&self, column: usize) -> bool {
-        let mut cells = self.rows.iter().filter_map(|row| row.get(column));
-        cells.all(|cell| cell.bytes().all(|byte| byte.is_ascii_digit()))
+        let cells = self.rows.iter().filter_map(|row| row.get(column));
+        let mut known = cells.filter(|&cell| cell != "-").peekable();
+        known.peek().is_some() && known.all(|cell| cell.bytes().all(|byte| byte.is_ascii_digit()))
     }
 }
 
@@ -60,10 +61,14 @@ pub fn list(devices: &[Device]) -> String {
             device.state.clone(),
             or_dash(&device.address_mode),
             running.to_string(),
-            requests.to_string(),
-            bytes_to_guest.to_string(),
-            bytes_from_guest.to_string(),
-            errors.wrapping_add(drops).to_string(),
+            count(requests),
+            count(bytes_to_guest),
+            count(bytes_from_guest),
+            count(
+                errors
+                    .zip(drops)
+                    .map(|(errors, drops)| errors.wrapping_add(drops)),
+            ),
             match problem(device) {
                 Some(error) => format!("error: {error}"),
                 None => or_dash(&device.description),
@@ -141,12 +146,12 @@ fn queues(queues: &[Queue]) -> String {
             queue.name.clone(),
             queue.size.to_string(),
             if queue.running { "running" } else { "off" }.into(),
-            requests.to_string(),
-            bytes_to_guest.to_string(),
-            bytes_from_guest.to_string(),
-            errors.to_string(),
-            drops.to_string(),
-            copied.to_string(),
+            count(requests),
+            count(bytes_to_guest),
+            count(bytes_from_guest),
+            count(errors),
+            count(drops),
+            count(copied),
             kicks.to_string(),
             interrupts.to_string(),
         ]
@@ -183,13 +188,13 @@ fn buffers(queues: &[Queue]) -> String {
         } = queue.counters;
         [
             queue.name.clone(),
-            pool_buffers.to_string(),
-            grant_buffers.to_string(),
-            machine_buffers.to_string(),
-            bytes_grant_copied.to_string(),
-            frames_mapped.to_string(),
-            frames_unmapped.to_string(),
-            frame_hits.to_string(),
+            count(pool_buffers),
+            count(grant_buffers),
+            count(machine_buffers),
+            count(bytes_grant_copied),
+            count(frames_mapped),
+            count(frames_unmapped),
+            count(frame_hits),
         ]
     };
     let heading = [
@@ -231,6 +236,11 @@ fn or_dash(text: &Option<String>) -> String {
     text.clone().unwrap_or_else(|| "-".into())
 }
 
+/// A number, if somebody has counted.
+fn count(counter: Option<u64>) -> String {
+    counter.map_or_else(|| "-".into(), |count| count.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,8 +251,12 @@ mod tests {
             size: 128,
             running: true,
             counters: Counters {
-                requests: 12,
-                bytes_to_guest: 4096,
+                requests: Some(12),
+                bytes_to_guest: Some(4096),
+                bytes_from_guest: Some(0),
+                errors: Some(0),
+                drops: Some(0),
+                copied: Some(0),
                 ..Counters::default()
             },
             ..Queue::default()
@@ -285,8 +299,8 @@ mod tests {
              FROM GUEST  ERRORS  DESCRIPTION\n\
              web      5  virtio/0           Connected  pool       2        24      8192  \
              \x20        0       0  disk /a\n\
-             db      12  virtio_disk/51712  Closed     -          0         0         0  \
-             \x20        0       0  error: disk /b: there is no such file\n"
+             db      12  virtio_disk/51712  Closed     -          0         -         -  \
+             \x20        -       -  error: disk /b: there is no such file\n"
         );
         let lines = list(&[]);
         assert!(lines.starts_with("DOMAIN") && lines.lines().count() == 1);
@@ -298,13 +312,13 @@ mod tests {
         device.address_mode = Some("machine".into());
         device.queues.truncate(1);
         device.queues[0].counters = Counters {
-            pool_buffers: 1,
-            grant_buffers: 2,
-            machine_buffers: 3,
-            bytes_grant_copied: 4,
-            frames_mapped: 5,
-            frames_unmapped: 6,
-            frame_hits: 7,
+            pool_buffers: Some(1),
+            grant_buffers: Some(2),
+            machine_buffers: Some(3),
+            bytes_grant_copied: Some(4),
+            frames_mapped: Some(5),
+            frames_unmapped: Some(6),
+            frame_hits: Some(7),
             ..Counters::default()
         };
         let text = show(&[device]);
@@ -331,6 +345,27 @@ mod tests {
              \x20   0           0\n\
              \x20 request 1   128  running        12      4096           0       0      0       0  \
              \x20   0           0\n"
+        );
+    }
+
+    #[test]
+    fn what_nobody_counts_is_a_dash() {
+        let mut device = device();
+        for queue in &mut device.queues {
+            queue.counters = Counters {
+                kicks: 7,
+                ..Counters::default()
+            };
+        }
+        let lines = list(&[device.clone()]);
+        assert!(
+            lines.contains("2  -         -         -           -       disk /a"),
+            "{lines}"
+        );
+        let lines = show(&[device]);
+        assert!(
+            lines.contains("running  -         -         -           -       -      -           7"),
+            "{lines}"
         );
     }
 }

@@ -20,6 +20,7 @@ use crate::keys::{Node, key, printable};
 use crate::open::{self, Opened};
 use crate::registry::{Registry, Status};
 use crate::throttle::Throttle;
+use crate::vhost::user::{Nobody, RETRY};
 use crate::worker::Alarm;
 use crate::xenbus::{self, Action, Held, State, View};
 
@@ -65,6 +66,7 @@ impl Orders {
 enum Holding {
     Nothing,
     Refused,
+    Waiting,
     Repaired,
     Opened(Opened),
     Connected(Box<Connection>),
@@ -75,6 +77,7 @@ impl Holding {
         match self {
             Self::Nothing => Held::Nothing,
             Self::Refused => Held::Refused,
+            Self::Waiting => Held::Waiting,
             Self::Repaired => Held::Repaired,
             Self::Opened(_) => Held::Opened,
             Self::Connected(_) => Held::Connected,
@@ -191,7 +194,7 @@ impl<'a> Backend<'a> {
         match &self.holding {
             Holding::Opened(opened) => status.opened(opened),
             Holding::Connected(connection) => status.connected(connection),
-            Holding::Nothing | Holding::Refused | Holding::Repaired => (),
+            Holding::Nothing | Holding::Refused | Holding::Waiting | Holding::Repaired => (),
         }
         if let Some(error) = &self.error {
             status.device.error = Some(error.clone());
@@ -205,7 +208,7 @@ impl<'a> Backend<'a> {
     }
 
     fn forgive(&mut self) {
-        if matches!(self.holding, Holding::Refused) {
+        if matches!(self.holding, Holding::Refused | Holding::Waiting) {
             self.holding = Holding::Repaired;
         }
     }
@@ -297,7 +300,7 @@ impl<'a> Backend<'a> {
     fn close(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.holding, Holding::Nothing) {
             Holding::Nothing | Holding::Repaired => (),
-            Holding::Refused => self.holding = Holding::Refused,
+            held @ (Holding::Refused | Holding::Waiting) => self.holding = held,
             Holding::Opened(opened) => {
                 drop(opened);
                 self.throttle.info(format_args!(
@@ -314,11 +317,19 @@ impl<'a> Backend<'a> {
         self.set_state(State::Closed)
     }
 
-    /// Gives the device up, with the reason for those who look in the log or in xenstore.
+    /// Gives the device up, with the reason for those who look in the log or in xenstore; for a
+    /// while, if what is missing may come by itself.
     fn refuse(&mut self, error: &anyhow::Error) {
-        self.holding = Holding::Refused;
+        self.holding = match error.downcast_ref::<Nobody>() {
+            Some(_) => Holding::Waiting,
+            None => Holding::Refused,
+        };
         let name = self.name();
         let text = format!("{error:#}");
+        // Each try ends here: say it once.
+        if self.error.as_ref() == Some(&text) {
+            return;
+        }
         self.throttle.error(format_args!("{name}: {text}"));
         if let Err(error) = self.store.write(&self.node.error_path(), &text) {
             log::debug!("{}: {error}", self.node.error_path());
@@ -340,7 +351,7 @@ impl<'a> Backend<'a> {
     }
 
     /// Waits until something happens.
-    fn wait(&self) -> Result<()> {
+    fn wait(&mut self) -> Result<()> {
         let mut fds = vec![self.store.as_fd(), self.orders.alarm.as_fd()];
         if let Holding::Connected(connection) = &self.holding {
             fds.push(connection.channel().as_fd());
@@ -351,7 +362,16 @@ impl<'a> Backend<'a> {
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = match self.holding {
+            Holding::Waiting => PollTimeout::from(RETRY),
+            _ => PollTimeout::NONE,
+        };
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                drop(fds);
+                self.forgive();
+                Ok(())
+            }
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno).context("poll"),
         }

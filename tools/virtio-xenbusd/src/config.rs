@@ -6,12 +6,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::device::{ID_BLOCK, ID_NET};
+use crate::modes::Modes;
 use crate::server::SocketPath;
+use crate::vhost::{user, vsock};
 use crate::{blk, net};
 
 /// The configuration file's content. An empty file is a valid one.
@@ -97,16 +99,25 @@ pub struct DeviceEntry {
     pub blk: Option<blk::Settings>,
     /// It is a network device.
     pub net: Option<net::Settings>,
+    /// A vhost-user program serves it.
+    #[serde(rename = "vhost-user")]
+    pub vhost_user: Option<user::Settings>,
+    /// The kernel's vhost-vsock serves it.
+    pub vsock: Option<vsock::Settings>,
 }
 
 /// What a device of type `virtio` is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A block device.
     Blk(blk::Settings),
     /// A network device.
     Net(net::Settings),
+    /// What a vhost-user program serves.
+    VhostUser(user::Settings),
+    /// Sockets.
+    Vsock(vsock::Settings),
 }
 
 /// More about a device of type `virtio_disk`.
@@ -135,6 +146,8 @@ pub struct Tuning {
     pub queues: u16,
     /// Descriptors of each queue.
     pub queue_size: u16,
+    /// Address modes to offer, if the configuration says which.
+    pub address_modes: Option<Modes>,
 }
 
 macro_rules! checked {
@@ -219,15 +232,10 @@ impl Config {
                 entry.device,
                 entry.domain.get_ref()
             );
-            match entry.kind() {
-                Some(kind) => kind
-                    .check()
-                    .with_context(|| format!("line {line}: {name}"))?,
-                None if entry.blk.is_some() => {
-                    bail!("line {line}: {name} has both `blk` and `net`")
-                }
-                None => bail!("line {line}: {name} has neither `blk` nor `net`"),
-            }
+            entry
+                .kind()
+                .and_then(|kind| kind.check())
+                .with_context(|| format!("line {line}: {name}"))?;
             let earlier = self.devices.iter().take(index);
             if earlier.map(DeviceEntry::key).any(|key| key == entry.key()) {
                 bail!("line {line}: {name} is configured twice");
@@ -274,12 +282,21 @@ impl DeviceEntry {
         (self.domain.get_ref(), self.device)
     }
 
-    /// What the device is: an entry of a [`Config`] has one of both.
-    pub fn kind(&self) -> Option<Kind> {
-        match (self.blk.clone(), self.net.clone()) {
-            (Some(blk), None) => Some(Kind::Blk(blk)),
-            (None, Some(net)) => Some(Kind::Net(net)),
-            _ => None,
+    /// What the device is: an entry of a [`Config`] has exactly one kind.
+    pub fn kind(&self) -> Result<Kind> {
+        let kinds = [
+            self.blk.clone().map(Kind::Blk),
+            self.net.clone().map(Kind::Net),
+            self.vhost_user.clone().map(Kind::VhostUser),
+            self.vsock.clone().map(Kind::Vsock),
+        ];
+        let mut kinds = kinds.into_iter().flatten();
+        match (kinds.next(), kinds.next()) {
+            (Some(kind), None) => Ok(kind),
+            (Some(one), Some(other)) => {
+                bail!("it has both `{}` and `{}`", one.key(), other.key())
+            }
+            (None, _) => bail!("it has neither `blk`, `net`, `vhost-user` nor `vsock`"),
         }
     }
 }
@@ -290,6 +307,18 @@ impl Kind {
         match self {
             Self::Blk(_) => ID_BLOCK,
             Self::Net(_) => ID_NET,
+            Self::VhostUser(user) => user.r#type.0.id,
+            Self::Vsock(_) => vsock::ID,
+        }
+    }
+
+    /// Its key in the configuration.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Blk(_) => "blk",
+            Self::Net(_) => "net",
+            Self::VhostUser(_) => "vhost-user",
+            Self::Vsock(_) => "vsock",
         }
     }
 
@@ -297,7 +326,8 @@ impl Kind {
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Blk(blk) if blk.path.is_none() => bail!("it has no `path`"),
-            Self::Blk(_) | Self::Net(_) => Ok(()),
+            Self::VhostUser(user) => user.check().map_err(Error::msg),
+            Self::Blk(_) | Self::Net(_) | Self::Vsock(_) => Ok(()),
         }
     }
 }

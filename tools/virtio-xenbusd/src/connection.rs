@@ -13,10 +13,10 @@ use virtioif::bindings::{
     VIRTIO_XENBUS_VERSION,
 };
 use vm_memory::{Bytes, VolatileMemory};
-use xen::{DomainId, EventChannel, ForeignMemory, GrantTable, Mapping, Store};
+use xen::{DomainId, EventChannel, ForeignMemory, GrantTable, Mapping, Store, grant_file};
 
 use crate::control::{Binder, Controller};
-use crate::device::{Device, Doorbell};
+use crate::device::{Device, Doorbell, SharedPool};
 use crate::keys::key;
 use crate::memory::{DomainFrames, DomainGrants, Pool, Sharing};
 use crate::modes::{Mode, Modes};
@@ -97,7 +97,7 @@ pub struct Connection {
 pub struct Mapped {
     domain: DomainId,
     page: ControlPage<Mapping>,
-    pool: Mapping,
+    pool: SharedPool,
     sharing: Sharing,
     channel: EventChannel,
     mode: Mode,
@@ -140,7 +140,10 @@ impl Mapped {
         Ok(Self {
             domain,
             page,
-            pool,
+            pool: SharedPool {
+                pool: Pool::new(pool),
+                share: Arc::new(move || grant_file(domain, &references)),
+            },
             sharing,
             channel,
             mode: offer.mode,
@@ -150,7 +153,7 @@ impl Mapped {
 
 impl Connection {
     /// Serves `device` in mapped memory.
-    pub fn open(name: &str, mapped: Mapped, device: Box<dyn Device>) -> Result<Self> {
+    pub fn open(name: &str, mapped: Mapped, mut device: Box<dyn Device>) -> Result<Self> {
         let Mapped {
             domain,
             page,
@@ -159,8 +162,9 @@ impl Connection {
             channel,
             mode,
         } = mapped;
+        device.connect(&pool)?;
         let binder = Box::new(DomainBinder(domain));
-        let controller = Controller::new(name, page, Pool::new(pool), sharing, binder, device)?;
+        let controller = Controller::new(name, page, pool.pool, sharing, binder, device)?;
         // What an earlier backend has written but not announced is seen now.
         channel.notify()?;
         Ok(Self {

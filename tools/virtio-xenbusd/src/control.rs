@@ -31,11 +31,13 @@ use crate::throttle::Throttle;
 use crate::worker::Alarm;
 use queues::{QueueState, stop};
 
-/// Offered for every device. Packed rings are not: virtio-queue has split ones only.
-pub const TRANSPORT_FEATURES: u128 = feature(VIRTIO_F_VERSION_1)
-    | feature(VIRTIO_F_ACCESS_PLATFORM)
-    | feature(VIRTIO_RING_F_INDIRECT_DESC)
-    | feature(VIRTIO_RING_F_EVENT_IDX);
+/// Offered for every device.
+pub const TRANSPORT_FEATURES: u128 =
+    feature(VIRTIO_F_VERSION_1) | feature(VIRTIO_F_ACCESS_PLATFORM);
+
+/// What a device may offer of rings. Packed ones it may not: virtio-queue has split ones only.
+pub const RING_FEATURES: u128 =
+    feature(VIRTIO_RING_F_INDIRECT_DESC) | feature(VIRTIO_RING_F_EVENT_IDX);
 
 /// Features that the driver must accept.
 const REQUIRED_FEATURES: u128 = feature(VIRTIO_F_VERSION_1);
@@ -84,7 +86,8 @@ impl<M: VolatileMemory> Controller<M> {
         device: Box<dyn Device>,
     ) -> Result<Self> {
         let sizes = device.queue_sizes();
-        let offered = device.features() | TRANSPORT_FEATURES;
+        let offered =
+            device.features() | (device.ring_features() & RING_FEATURES) | TRANSPORT_FEATURES;
         let config = device.config().bytes();
         page.set_identity(&Identity {
             device_id: device.id(),
@@ -100,10 +103,10 @@ impl<M: VolatileMemory> Controller<M> {
             pool,
             sharing,
             binder,
-            device,
             offered,
             queues: sizes.iter().map(|_| QueueState::Off).collect(),
-            stats: sizes.iter().map(|_| Arc::default()).collect(),
+            stats: status::stats(device.as_ref(), sizes.len()),
+            device,
             sizes,
             alarm: Alarm::new()?,
             status: 0,
@@ -236,6 +239,10 @@ impl<M: VolatileMemory> Controller<M> {
 
     fn reset(&mut self) -> Result<(), Errno> {
         self.stop();
+        if !self.device.is_quiet() {
+            // The driver may not use the memory for anything else.
+            return Err(Errno::EIO);
+        }
         self.device.reset();
         self.status = 0;
         self.features = None;

@@ -2,7 +2,7 @@
 //! What a kind of device implements, and what it is given to work with.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
+use crate::control::RING_FEATURES;
 use crate::memory::{Pool, Sharing};
 use crate::modes::Mode;
 use crate::stats::Stats;
@@ -41,6 +42,11 @@ pub trait Device: Send {
     /// Offered features of the device itself: bit n is feature n. The transport adds its own.
     fn features(&self) -> u128;
 
+    /// Offered features of the rings, of [`RING_FEATURES`].
+    fn ring_features(&self) -> u128 {
+        RING_FEATURES
+    }
+
     /// The largest size of each queue, a power of two, at most 32768; 0 for a queue that is not
     /// there. At most 48.
     fn queue_sizes(&self) -> Vec<u16>;
@@ -64,6 +70,12 @@ pub trait Device: Send {
         Err(Errno::EINVAL)
     }
 
+    /// The frontend's pool has been mapped; nothing is written to it before.
+    fn connect(&mut self, pool: &SharedPool) -> Result<()> {
+        let _ = pool;
+        Ok(())
+    }
+
     /// The driver has accepted `features`, which are among the offered ones; transport features
     /// included. `EINVAL` if the device cannot work with this set.
     fn set_features(&mut self, features: u128) -> Result<(), Errno>;
@@ -71,6 +83,12 @@ pub trait Device: Send {
     /// Whether queue `index` uses buffers in the order in which they were made available, so that
     /// its ring tells where to go on after a restart of the daemon.
     fn in_order(&self, index: u16) -> bool;
+
+    /// Whether what queue `index` does is counted here: more than events.
+    fn counts(&self, index: u16) -> bool {
+        let _ = index;
+        true
+    }
 
     /// Starts queue `ring.index`, which is one of [`Device::queue_sizes`]. Features are set.
     ///
@@ -80,6 +98,20 @@ pub trait Device: Send {
 
     /// Forgets what the driver has set. All queues have been stopped.
     fn reset(&mut self);
+
+    /// Whether nothing touches the frontend's memory when no queue runs.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+}
+
+/// A frontend's pool, for those who give it to others.
+#[derive(Clone)]
+pub struct SharedPool {
+    /// It is mapped here.
+    pub pool: Pool,
+    /// Makes a file of it that another process can map, once.
+    pub share: Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>,
 }
 
 /// How queue and driver tell each other of new buffers.

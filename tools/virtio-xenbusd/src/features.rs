@@ -41,7 +41,9 @@ const NET: &[(u32, &str)] = &[
 
 /// Of block devices: 5.2.3.
 const BLOCK: &[(u32, &str)] = &[
+    (1, "SIZE_MAX"),
     (2, "SEG_MAX"),
+    (4, "GEOMETRY"),
     (5, "RO"),
     (6, "BLK_SIZE"),
     (9, "FLUSH"),
@@ -50,6 +52,8 @@ const BLOCK: &[(u32, &str)] = &[
     (12, "MQ"),
     (13, "DISCARD"),
     (14, "WRITE_ZEROES"),
+    (16, "SECURE_ERASE"),
+    (17, "ZONED"),
 ];
 
 /// The names of `features` of a device with id `id`; `bit <n>` where there is no name.
@@ -73,7 +77,7 @@ pub fn names(id: u32, features: u128) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::TRANSPORT_FEATURES;
+    use crate::control::{RING_FEATURES, TRANSPORT_FEATURES};
     use crate::net::features as net;
 
     #[test]
@@ -91,7 +95,8 @@ mod tests {
     #[test]
     fn what_is_offered_has_a_name() {
         let settings = toml::from_str("bridge = \"b\"").unwrap();
-        let offered = u128::from(net::offer(&settings, 2, true)) | TRANSPORT_FEATURES;
+        let offered =
+            u128::from(net::offer(&settings, 2, true)) | RING_FEATURES | TRANSPORT_FEATURES;
         let names = names(ID_NET, offered);
         assert!(
             names.iter().all(|name| !name.starts_with("bit")),

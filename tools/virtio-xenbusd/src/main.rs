@@ -28,6 +28,7 @@ mod status;
 mod systemd;
 mod throttle;
 mod uring;
+mod vhost;
 mod worker;
 mod xenbus;
 

@@ -49,6 +49,9 @@ impl fmt::Display for Mode {
 pub struct Modes([Option<Mode>; Mode::ALL.len()]);
 
 impl Modes {
+    /// `pool` and no other.
+    pub const POOL: Self = Self([Some(Mode::Pool), None, None]);
+
     /// Those of `wanted` that `device` can do, for a guest of domain `domain`; all by default.
     ///
     /// # Errors

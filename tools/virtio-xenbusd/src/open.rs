@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use xen::Store;
 
-use crate::config::{Config, DeviceEntry, Kind, Limits, PoolPages, QueueSize, Queues, Tuning};
-use crate::device::{Device, ID_BLOCK, ID_NET};
+use crate::config::{Config, Kind, Limits, PoolPages, QueueSize, Queues, Tuning};
+use crate::device::Device;
 use crate::hotplug::SETTINGS;
 use crate::keys::{Node, Type, device_id, printable};
 use crate::modes::Modes;
+use crate::vhost::{user, vsock};
 use crate::{blk, net};
 
 /// Queues by default: as many as the guest has CPUs, but not more than these.
@@ -28,6 +29,15 @@ const BLK_DEFAULTS: Limits = Limits {
 const NET_DEFAULTS: Limits = Limits {
     queues: None,
     queue_size: Some(QueueSize(256)),
+    max_pool_pages: Some(PoolPages(4096)),
+    address_modes: None,
+};
+
+/// Of a device that a vhost-user program or the kernel serves: as of a network device, whose pool
+/// also holds large requests of a block device or file system.
+const VHOST_DEFAULTS: Limits = Limits {
+    queues: None,
+    queue_size: Some(QueueSize(128)),
     max_pool_pages: Some(PoolPages(4096)),
     address_modes: None,
 };
@@ -65,47 +75,52 @@ fn open_virtio(store: &Store, node: Node, guest: &str, config: &Config) -> Resul
     let Some(id) = device_id(&kind) else {
         bail!("type {kind:?} is not of the form \"virtio,device<hexadecimal id>\"");
     };
-    ensure!(
-        id == ID_BLOCK || id == ID_NET,
-        "device id {id:#x} is unknown: this daemon has network devices (id 1) and block devices \
-         (id 2)"
-    );
     let kind = match attached(store, node)? {
         Some(kind) => kind,
         None => {
-            let entry = config
-                .device(guest, node.number)
-                .and_then(DeviceEntry::kind);
-            entry.with_context(|| {
+            let entry = config.device(guest, node.number);
+            let entry = entry.with_context(|| {
                 format!(
                     "nothing is configured for it: add a [[device]] with domain = {guest:?} and \
                      device = {} to the daemon's configuration and reload it",
                     node.number
                 )
-            })?
+            })?;
+            entry.kind()?
         }
     };
-    match (id, &kind) {
-        (ID_BLOCK, Kind::Blk(settings)) => {
-            let limits = Limits::from(settings)
-                .or(config.defaults.blk)
-                .or(BLK_DEFAULTS);
+    ensure!(
+        id == kind.id(),
+        "the guest's configuration says device id {id:#x}, the daemon's `{}`, which is {:#x}",
+        kind.key(),
+        kind.id()
+    );
+    let defaults = &config.defaults;
+    match &kind {
+        Kind::Blk(settings) => {
+            let limits = Limits::from(settings).or(defaults.blk).or(BLK_DEFAULTS);
             finish(store, node, guest, limits, |tuning| {
                 blk::open(settings, tuning)
             })
         }
-        (ID_NET, Kind::Net(settings)) => {
-            let limits = Limits::from(settings)
-                .or(config.defaults.net)
-                .or(NET_DEFAULTS);
+        Kind::Net(settings) => {
+            let limits = Limits::from(settings).or(defaults.net).or(NET_DEFAULTS);
             finish(store, node, guest, limits, |tuning| {
                 net::open(settings, tuning)
             })
         }
-        (ID_BLOCK, _) => {
-            bail!("the guest's configuration says block device (id 2), the daemon's does not")
+        Kind::VhostUser(settings) => {
+            let limits = Limits::from(settings).or(VHOST_DEFAULTS);
+            finish(store, node, guest, limits, |tuning| {
+                user::open(settings, &tuning)
+            })
         }
-        _ => bail!("the guest's configuration says network device (id 1), the daemon's does not"),
+        Kind::Vsock(settings) => {
+            let limits = Limits::from(settings).or(VHOST_DEFAULTS);
+            finish(store, node, guest, limits, |tuning| {
+                vsock::open(settings, &tuning)
+            })
+        }
     }
 }
 
@@ -171,6 +186,7 @@ fn finish(
         device: node.number,
         queues,
         queue_size,
+        address_modes: limits.address_modes,
     })?;
     let queues = device.queue_sizes().len();
     let most = virtioif::bindings::VIRTIO_XENBUS_MAX_QUEUES as usize;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::keys::Node;
-use crate::stats::Stats;
+use crate::stats::{Counter, Stats};
 use crate::worker::Alarm;
 
 /// A device as its thread sees it.
@@ -115,22 +115,23 @@ impl Status {
 }
 
 fn counters(stats: &Stats) -> Counters {
+    let counted = |counter: &Counter| stats.all.then(|| counter.get());
     Counters {
-        requests: stats.requests.get(),
-        bytes_to_guest: stats.to_guest.get(),
-        bytes_from_guest: stats.from_guest.get(),
-        errors: stats.errors.get(),
-        drops: stats.drops.get(),
-        copied: stats.copied.get(),
+        requests: counted(&stats.requests),
+        bytes_to_guest: counted(&stats.to_guest),
+        bytes_from_guest: counted(&stats.from_guest),
+        errors: counted(&stats.errors),
+        drops: counted(&stats.drops),
+        copied: counted(&stats.copied),
         kicks: stats.kicks.get(),
         interrupts: stats.interrupts.get(),
-        pool_buffers: stats.pool_buffers.get(),
-        grant_buffers: stats.grant_buffers.get(),
-        machine_buffers: stats.machine_buffers.get(),
-        bytes_grant_copied: stats.grant_copied.get(),
-        frames_mapped: stats.frames_mapped.get(),
-        frames_unmapped: stats.frames_unmapped.get(),
-        frame_hits: stats.frame_hits.get(),
+        pool_buffers: counted(&stats.pool_buffers),
+        grant_buffers: counted(&stats.grant_buffers),
+        machine_buffers: counted(&stats.machine_buffers),
+        bytes_grant_copied: counted(&stats.grant_copied),
+        frames_mapped: counted(&stats.frames_mapped),
+        frames_unmapped: counted(&stats.frames_unmapped),
+        frame_hits: counted(&stats.frame_hits),
     }
 }
 
@@ -234,7 +235,7 @@ mod tests {
         let devices = registry.devices();
         let states: Vec<_> = devices.iter().map(|device| device.state.as_str()).collect();
         assert_eq!(states, ["first", "second", "last"]);
-        assert_eq!(devices[0].queues[0].counters.requests, 3);
+        assert_eq!(devices[0].queues[0].counters.requests, Some(3));
         registry.remove(node(5, 10));
         assert_eq!(registry.devices().len(), 2);
     }

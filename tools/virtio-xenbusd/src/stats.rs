@@ -24,8 +24,10 @@ impl Counter {
 ///
 /// Requests are those of a disk, packets of a card's receive and transmit queues, and commands of
 /// its control queue. The meaning is the guest's: it has got or given these bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stats {
+    /// Whether there is somebody who counts more than events.
+    pub all: bool,
     /// Requests done, packets passed on; a segment of many wire packets counts once.
     pub requests: Counter,
     /// Bytes read from the disk, or received, without the virtio header.
@@ -54,4 +56,34 @@ pub struct Stats {
     pub frames_unmapped: Counter,
     /// Frames of buffers that were mapped already.
     pub frame_hits: Counter,
+}
+
+impl Stats {
+    /// Nothing yet. With `all`, there is somebody who counts more than events.
+    pub fn new(all: bool) -> Self {
+        Self {
+            all,
+            requests: Counter::default(),
+            to_guest: Counter::default(),
+            from_guest: Counter::default(),
+            errors: Counter::default(),
+            drops: Counter::default(),
+            copied: Counter::default(),
+            kicks: Counter::default(),
+            interrupts: Counter::default(),
+            pool_buffers: Counter::default(),
+            grant_buffers: Counter::default(),
+            machine_buffers: Counter::default(),
+            grant_copied: Counter::default(),
+            frames_mapped: Counter::default(),
+            frames_unmapped: Counter::default(),
+            frame_hits: Counter::default(),
+        }
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self::new(true)
+    }
 }

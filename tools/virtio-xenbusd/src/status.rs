@@ -11,6 +11,8 @@ use crate::features;
 use crate::keys::Node;
 use crate::open::Opened;
 use crate::registry::Status;
+use crate::stats::Stats;
+use crate::vhost::{user, vsock};
 use crate::xenbus::View;
 
 impl Status {
@@ -37,8 +39,9 @@ impl Status {
         let sizes = device.queue_sizes();
         self.queues = (0..)
             .zip(sizes)
-            .filter(|&(_, size)| size > 0)
-            .map(|(index, size)| (queue(device, index, size), Arc::default()))
+            .zip(stats(device, device.queue_sizes().len()))
+            .filter(|&((_, size), _)| size > 0)
+            .map(|((index, size), stats)| (queue(device, index, size), stats))
             .collect();
     }
 
@@ -58,7 +61,8 @@ impl Status {
         self.device.kind = match device.id() {
             ID_BLOCK => Some("block".into()),
             ID_NET => Some("network".into()),
-            _ => None,
+            vsock::ID => Some("vsock".into()),
+            id => user::of_id(id).map(|kind| kind.what.into()),
         };
     }
 }
@@ -71,4 +75,10 @@ pub fn queue(device: &dyn Device, index: u16, size: u16) -> Queue {
         size,
         ..Queue::default()
     }
+}
+
+/// Counters for so many queues.
+pub fn stats(device: &dyn Device, queues: usize) -> Vec<Arc<Stats>> {
+    let stats = |index| Arc::new(Stats::new(device.counts(index)));
+    (0..).map(stats).take(queues).collect()
 }

@@ -187,6 +187,17 @@ impl Driver {
         (&self.kick).write_all(&[0; EVENT_SIZE]).unwrap();
     }
 
+    /// Waits until the device has told of buffers.
+    pub fn wait_call(&self) {
+        let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(
+            poll(&mut fds, PollTimeout::from(10_000u16)).unwrap(),
+            1,
+            "no answer"
+        );
+        self.call.clear();
+    }
+
     /// Waits until `count` buffers have been used; the last one's head and length.
     pub fn wait_used(&self, count: u16) -> (u32, u32) {
         loop {
@@ -197,13 +208,7 @@ impl Driver {
             if u16::from_le(used) == count {
                 break;
             }
-            let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
-            assert_eq!(
-                poll(&mut fds, PollTimeout::from(10_000u16)).unwrap(),
-                1,
-                "no answer"
-            );
-            self.call.clear();
+            self.wait_call();
         }
         let slot = u64::from(count.wrapping_sub(1) % self.size);
         let id: u32 = self.pool.read_obj(Self::at(USED + 4 + 8 * slot)).unwrap();

@@ -82,6 +82,8 @@ pub enum Held {
     Nothing,
     /// Nothing, and another try is pointless until something changes.
     Refused,
+    /// Nothing; what is missing may come, and that is looked for.
+    Waiting,
     /// Nothing, and what was refused may be accepted now.
     Repaired,
     /// The disk or interface is open.
@@ -118,13 +120,20 @@ pub fn next(view: View) -> Action {
 
     match (ours, held) {
         (Closed, Held::Opened | Held::Connected) => Action::Close,
-        (Closed, Held::Refused) => Action::Wait,
+        (Closed, Held::Refused | Held::Waiting) => Action::Wait,
         // The frontend has closed because we had; it comes back when it sees an offer.
         (Closed, Held::Repaired) if online && theirs == Closed => Action::Offer,
         (Closed, _) if online && theirs == Initialising => Action::Offer,
         (Closed, _) => Action::Wait,
 
         (_, Held::Refused) => Action::Close,
+        // The frontend of an earlier process goes on when what is missing has come.
+        (InitWait | Initialised | Connected, Held::Waiting)
+            if matches!(theirs, Initialised | Connected) =>
+        {
+            Action::Wait
+        }
+        (_, Held::Waiting) => Action::Close,
 
         // Set by the toolstack. The frontend needs us until it has closed.
         (Closing, Held::Connected) if matches!(theirs, Initialised | Connected) => Action::Wait,
@@ -261,12 +270,31 @@ mod tests {
         assert_eq!(step(Closed, Initialising, Held::Refused), Action::Wait);
     }
 
+    #[test]
+    fn what_is_missing_is_waited_for() {
+        assert_eq!(
+            step(Initialising, Initialising, Held::Waiting),
+            Action::Close
+        );
+        assert_eq!(step(Closed, Initialising, Held::Waiting), Action::Wait);
+        // The frontend of an earlier process does not lose its device meanwhile.
+        for theirs in [Initialised, Connected] {
+            assert_eq!(step(Connected, theirs, Held::Waiting), Action::Wait);
+            assert_eq!(step(Connected, theirs, Held::Repaired), Action::Connect);
+        }
+        for theirs in [Closing, Closed, Unknown] {
+            assert_eq!(step(Connected, theirs, Held::Waiting), Action::Close);
+        }
+        assert_eq!(step(Closing, Connected, Held::Waiting), Action::Close);
+    }
+
     /// Whatever there is, the backend comes to rest if nothing else changes.
     #[test]
     fn comes_to_rest() {
         let helds = [
             Held::Nothing,
             Held::Refused,
+            Held::Waiting,
             Held::Repaired,
             Held::Opened,
             Held::Connected,
@@ -297,7 +325,7 @@ mod tests {
             (Action::Wait, _) => return None,
             (Action::Offer, _) => (InitWait, Held::Opened),
             (Action::Connect, _) => (Connected, Held::Connected),
-            (Action::Close, Held::Refused) => (Closed, Held::Refused),
+            (Action::Close, held @ (Held::Refused | Held::Waiting)) => (Closed, held),
             (Action::Close, _) => (Closed, Held::Nothing),
         };
         Some(View { ours, held, ..view })

@@ -7,6 +7,7 @@ mod event_channel;
 mod foreign;
 mod grant;
 mod grant_copy;
+mod grant_file;
 mod mapping;
 mod store;
 mod sys;
@@ -15,6 +16,7 @@ pub use event_channel::{EVENT_SIZE, EventChannel};
 pub use foreign::ForeignMemory;
 pub use grant::GrantTable;
 pub use grant_copy::{GrantAddress, GrantCopies};
+pub use grant_file::grant_file;
 pub use mapping::Mapping;
 pub use store::{Store, Transaction, Watch};
 

@@ -85,6 +85,24 @@ fn device_is_of_one_kind() {
         pathless.contains("line 2") && pathless.contains("`path`"),
         "{pathless}"
     );
+    for (settings, word) in [
+        (
+            "vhost-user = { socket = \"/s\", type = \"blk\", tag = \"t\" }",
+            "`tag`",
+        ),
+        (
+            "vhost-user = { socket = \"/s\", type = \"tape\" }",
+            "\"tape\"",
+        ),
+        ("vsock = { cid = 2 }", "2 is not"),
+        (
+            "vsock = { cid = 3 }\nvhost-user = { socket = \"/s\", type = \"rng\" }",
+            "both",
+        ),
+    ] {
+        let error = error(&format!("{head}{settings}\n"));
+        assert!(error.contains("line ") && error.contains(word), "{error}");
+    }
     let both = format!("{head}blk = {{ path = \"/x\" }}\nnet = {{ bridge = \"b\" }}\n");
     assert!(error(&both).contains("both"));
 }

@@ -2,17 +2,16 @@
 //! The queues of a connected device: enabled, running, reset, taken over.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, VolatileMemory};
+use vm_memory::{GuestAddress, VolatileMemory};
 
 use super::Controller;
 use crate::device::{Ring, feature, page_error};
-use crate::memory::Pool;
+use crate::vhost::vring::ring_index;
 use crate::worker::Worker;
 
 /// A queue, with what the frontend has enabled it with.
@@ -57,7 +56,10 @@ impl<M: VolatileMemory> Controller<M> {
                     .warn(format_args!("{}: queue {index}: {error:#}", self.name));
             }
         }
-        Ok(())
+        match self.device.is_quiet() {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
     }
 
     pub(super) fn take_over_queue(&mut self, index: u16) -> Result<()> {
@@ -174,11 +176,4 @@ pub(super) fn stop(state: &mut QueueState) -> Result<()> {
         QueueState::Running(_, worker) => worker.stop(),
         _ => Ok(()),
     }
-}
-
-/// The index in a ring at `address`, available or used: both have it at the same place.
-fn ring_index(address: u64, pool: &Pool) -> Result<u16> {
-    const INDEX: u64 = 2;
-    let address = GuestAddress(address.checked_add(INDEX).context("no such address")?);
-    Ok(u16::from_le(pool.load(address, Ordering::Acquire)?))
 }

@@ -19,7 +19,7 @@ use virtioif::bindings::{virtio_xenbus_control_page as Page, virtio_xenbus_queue
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 use xen::{Mapping, PAGE_SIZE};
 
-use super::{Binder, Controller, TRANSPORT_FEATURES};
+use super::{Binder, Controller, RING_FEATURES, TRANSPORT_FEATURES};
 use crate::config_space::ConfigSpace;
 use crate::device::{Device, Doorbell, Ring};
 use crate::memory::{POOL_START, Pool, Sharing};

@@ -25,9 +25,7 @@ use self::frames::Cache;
 pub use self::frames::{DomainFrames, Frames};
 pub use self::grants::{DomainGrants, Grants};
 pub use self::parts::Parts;
-#[cfg(test)]
-pub use self::pool::POOL_START;
-pub use self::pool::Pool;
+pub use self::pool::{POOL_START, Pool};
 pub use self::segment::{Kind, Segment, parts, total};
 use crate::stats::Stats;
 

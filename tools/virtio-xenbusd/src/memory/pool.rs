@@ -69,6 +69,10 @@ impl GuestMemoryRegion for Region {
 
     fn bitmap(&self) -> BS<'_, ()> {}
 
+    fn get_host_address(&self, offset: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        Ok(self.get_slice(offset, 1)?.ptr_guard_mut().as_ptr())
+    }
+
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,

@@ -9,6 +9,7 @@ use tap::{Links, Name};
 
 use super::mac::Mac;
 use super::settings::{Mtu, Settings};
+use super::vhost::Pairs;
 use super::{HEADER, features};
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
@@ -23,6 +24,8 @@ pub struct Card {
     pub name: String,
     /// One for each pair.
     pub taps: Vec<tap::Queue>,
+    /// The kernel's part, which passes packets on if it is there.
+    pub vhost: Option<Pairs>,
     /// The card's `virtio_net_config`.
     pub config: ConfigSpace,
     /// The MTU that the card was made with.
@@ -58,6 +61,7 @@ impl Card {
         let result = plug(&links, &name, bridge, mtu);
         result.with_context(|| format!("cannot plug tap {name} into bridge {bridge:?}"))?;
 
+        let vhost = Pairs::open(settings.vhost, tuning)?;
         let mac = settings
             .mac
             .unwrap_or_else(|| Mac::generate(&tuning.name, tuning.device));
@@ -66,6 +70,7 @@ impl Card {
             name: tuning.name.clone(),
             config: ConfigSpace::new(&config(mac, up, tuning.queues, mtu))?,
             mtu,
+            vhost,
             pairs: Mutex::new(tuning.queues),
             taps,
         };
@@ -119,13 +124,19 @@ impl Card {
         let mut now = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
 
         while *now < pairs {
-            self.tap(*now)?
-                .attach()
-                .context("attaching a queue of the tap")?;
+            let tap = self.tap(*now)?;
+            tap.attach().context("attaching a queue of the tap")?;
+            if let Some(pairs) = &self.vhost {
+                pairs.set_tap(*now, Some(tap)).context("vhost-net")?;
+            }
             *now += 1;
         }
         // From the last one on, so that the others keep their numbers.
         while *now > pairs {
+            // Vhost-net cannot wait for a queue that is not attached.
+            if let Some(pairs) = &self.vhost {
+                pairs.set_tap(*now - 1, None).context("vhost-net")?;
+            }
             self.tap(*now - 1)?
                 .detach()
                 .context("detaching a queue of the tap")?;

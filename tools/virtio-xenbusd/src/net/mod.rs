@@ -10,6 +10,7 @@ mod mac;
 mod rx;
 mod settings;
 mod tx;
+mod vhost;
 mod vring;
 
 #[cfg(test)]
@@ -28,10 +29,12 @@ pub use self::settings::Settings;
 use self::vring::Vring;
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
-use crate::device::{Device, Ring};
+use crate::control::RING_FEATURES;
+use crate::device::{Device, Ring, SharedPool};
 use crate::memory::{Access, Memory, Needs};
 use crate::modes::Mode;
 use crate::uring::{Event, Uring};
+use crate::vhost::ring_features;
 use crate::worker::{Stop, Worker};
 
 /// Bytes of a packet's virtio header, `struct virtio_net_hdr_v1`.
@@ -110,7 +113,10 @@ impl Net {
             settings.bridge.clone(),
             card.config.clone(),
         )?;
-        let offered = features::offer(settings, tuning.queues, card.has_uso());
+        let mut offered = features::offer(settings, tuning.queues, card.has_uso());
+        if let Some(pairs) = &card.vhost {
+            offered &= pairs.features() | !features::MRG_RXBUF;
+        }
         Ok(Self {
             card,
             bridge: settings.bridge.clone(),
@@ -152,8 +158,12 @@ impl Device for Net {
         let mac = mac.map_or_else(String::new, |mac| mac.to_string());
         let mtu = self.card.mtu.get();
         format!(
-            "network card {mac}, MTU {mtu}, on tap {tap} in bridge {}",
-            self.bridge
+            "network card {mac}, MTU {mtu}, on tap {tap} in bridge {}{}",
+            self.bridge,
+            match self.card.vhost {
+                Some(_) => ", by vhost-net",
+                None => "",
+            }
         )
     }
 
@@ -162,7 +172,17 @@ impl Device for Net {
     }
 
     fn address_modes(&self) -> &[Mode] {
-        &Mode::ALL
+        match self.card.vhost {
+            Some(_) => &[Mode::Pool],
+            None => &Mode::ALL,
+        }
+    }
+
+    fn ring_features(&self) -> u128 {
+        match &self.card.vhost {
+            Some(pairs) => ring_features(pairs.features()),
+            None => RING_FEATURES,
+        }
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -189,6 +209,18 @@ impl Device for Net {
         &self.card.config
     }
 
+    fn counts(&self, index: u16) -> bool {
+        // The control queue, which is the last one, stays here.
+        self.card.vhost.is_none() || index >= 2 * self.pairs()
+    }
+
+    fn connect(&mut self, pool: &SharedPool) -> Result<()> {
+        match &self.card.vhost {
+            Some(pairs) => pairs.bind(&pool.pool).context("vhost-net"),
+            None => Ok(()),
+        }
+    }
+
     fn set_features(&mut self, features: u128) -> Result<(), Errno> {
         // Bits above 63 are none of a network device.
         let accepted = features as u64;
@@ -199,6 +231,12 @@ impl Device for Net {
         if let Err(error) = self.card.set_offloads(features::initial_offloads(accepted)) {
             log::error!("{}: {error:#}", self.card.name);
             return Err(Errno::EIO);
+        }
+        if let Some(pairs) = &self.card.vhost {
+            if let Err(error) = pairs.accept(features) {
+                log::error!("{}: vhost-net: {error:#}", self.card.name);
+                return Err(Errno::EINVAL);
+            }
         }
         self.accepted = accepted;
         Ok(())
@@ -213,6 +251,12 @@ impl Device for Net {
         let accepted = self.accepted;
 
         match role(ring.index, accepted, self.pairs()) {
+            Some(role @ (Role::Receive(pair) | Role::Transmit(pair))) if card.vhost.is_some() => {
+                if role == Role::Receive(0) {
+                    card.start()?;
+                }
+                vhost::serve(ring, card, pair)
+            }
             Some(Role::Receive(pair)) => {
                 if pair == 0 {
                     card.start()?;

@@ -26,6 +26,8 @@ with_limits! {
         /// Let a received packet take several buffers.
         #[serde(default = "on")]
         pub mergeable_buffers: bool,
+        /// Have the kernel's vhost-net pass packets on; if it is there, by default.
+        pub vhost: Option<bool>,
     }
 }
 

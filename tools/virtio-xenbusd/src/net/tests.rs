@@ -85,6 +85,7 @@ fn tuning(queues: u16) -> Tuning {
         domain: 7,
         device: 3,
         queues,
+        address_modes: None,
         queue_size: 64,
     }
 }

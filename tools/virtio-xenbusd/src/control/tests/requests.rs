@@ -10,7 +10,7 @@ fn identity() {
     assert_eq!(frontend.get32(0), u32::from_le_bytes(*b"VXEN"));
     assert_eq!(frontend.get32(offset_of!(Page, identity.version)), 1);
     assert_eq!(frontend.get32(offset_of!(Page, identity.device_id)), 42);
-    let offered = TRANSPORT_FEATURES | DEVICE_FEATURE;
+    let offered = TRANSPORT_FEATURES | RING_FEATURES | DEVICE_FEATURE;
     for word in 0..4 {
         let bits = frontend.get32(offset_of!(Page, identity.features) + 4 * word);
         assert_eq!(bits, (offered >> (32 * word)) as u32);
