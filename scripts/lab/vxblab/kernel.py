@@ -129,13 +129,16 @@ def prepare(vmlinuz, directory, places, installed=()):
     """Make vmlinuz with the modules in directory bootable; returns the name of the
     result under CACHE/kernels. installed: as for write_initrd."""
     release = directory.name
+    modules = Modules(directory)
+    lists = {place: modules.order(wanted) for place, wanted in places.items()}
+    # A module may change without the image: one of ours does.
+    taken = directory.rglob("*.ko*") if installed == "all" else \
+        [directory / each for each in {*sum(lists.values(), []), *modules.order(installed)}]
     name = f"{release}-" + files.key(
-        vmlinuz, directory / "modules.dep", TARGET / "initrd",
+        vmlinuz, directory / "modules.dep", *sorted(taken), TARGET / "initrd",
         pathlib.Path(__file__), pathlib.Path(cpio.__file__), repr((places, installed)))
 
     def make(part):
-        modules = Modules(directory)
-        lists = {place: modules.order(wanted) for place, wanted in places.items()}
         part.mkdir()
         shutil.copy(vmlinuz, part / "vmlinuz")
         (part / "vmlinux").write_bytes(plain_image(vmlinuz))
