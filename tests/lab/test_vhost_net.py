@@ -35,6 +35,14 @@ def test_vhost_net_is_used_and_said(lab):
         assert [name for name in names if name.startswith("vhost")], names
 
 
+def test_vhost_net_mtu(lab):
+    """The MTU's packet passes in one piece."""
+    with CARDS(lab) as guest:
+        connect(guest)
+        for device, mtu in (("eth0", 1500), ("eth1", 9000)):
+            guest.run(["ping", "-c", 2, "-W", 10, "-M", "do", "-s", mtu - 28, BRIDGES[device]])
+
+
 def test_vhost_net_streams_and_files(lab):
     """Both ways, both MTUs; a file arrives as it was sent."""
     with CARDS(lab) as guest:
@@ -50,14 +58,6 @@ def test_vhost_net_streams_and_files(lab):
                                   f"socat -u FILE:/tmp/file TCP4:{address}:5555 && "
                                   "sha256sum </tmp/file && rm /tmp/file", 120).stdout
                 assert sink.wait(60, check=True).stdout == sent
-
-
-def test_vhost_net_mtu(lab):
-    """The MTU's packet passes in one piece."""
-    with CARDS(lab) as guest:
-        connect(guest)
-        for device, mtu in (("eth0", 1500), ("eth1", 9000)):
-            guest.run(["ping", "-c", 2, "-W", 10, "-M", "do", "-s", mtu - 28, BRIDGES[device]])
 
 
 def test_vhost_net_channels_change_under_traffic(lab):
