@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Buffers in frames of the guest, mapped for as long as they are needed.
 //!
-//! A frame of the host stays what it is as long as it is mapped. Mappings of such are kept for the
-//! next buffers, but not longer than [`SWEEP`] without use: Xen cannot give a page that is mapped
-//! to anybody else, even though the guest has given it back. A translated guest's frame may become
-//! another page when the guest gives the page back and takes one again; it is mapped anew for each
-//! request.
+//! What is written is mapped for its request alone. As long as anybody can write to a page, a PV
+//! guest's kernel cannot make a page table of it, as it may want to at once: Xen refuses.
+//!
+//! For reading, a frame of the host stays what it is as long as it is mapped. Such mappings are
+//! kept for the next buffers, but not longer than [`SWEEP`] without use: Xen cannot give a page that
+//! is mapped to anybody else, even though the guest has given it back. A translated guest's frame
+//! may become another page when the guest gives the page back and takes one again; it is mapped
+//! anew for each request.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -64,7 +67,6 @@ impl Frames for DomainFrames {
 struct Mapped {
     mapping: Mapping,
     frames: Vec<u64>,
-    writable: bool,
     stats: Arc<Stats>,
 }
 
@@ -212,14 +214,14 @@ impl Cache {
         access: Access,
     ) -> io::Result<Vec<Place>> {
         let writable = access == Access::Write;
-        if !self.source.stay() {
+        if writable || !self.source.stay() {
             return self.map_once(frames, writable);
         }
         let mut missing = Vec::new();
         let mut places: Vec<_> = frames
             .clone()
             .map(|frame| {
-                let place = self.look(frame, writable);
+                let place = self.look(frame);
                 if place.is_none() {
                     missing.push(frame);
                 }
@@ -233,9 +235,9 @@ impl Cache {
             missing.sort_unstable();
             missing.dedup();
             if !self.make_room(missing.len()) {
-                return self.map_once(frames, writable);
+                return self.map_once(frames, false);
             }
-            let mapped = self.map(missing, writable)?;
+            let mapped = self.map(missing, false)?;
             let missing = places.iter_mut().zip(frames);
             for (place, frame) in missing.filter(|(place, _)| place.is_none()) {
                 let index = mapped.frames.binary_search(&frame).ok();
@@ -249,13 +251,10 @@ impl Cache {
         Ok(places.into_iter().flatten().collect())
     }
 
-    /// The frame, if it is mapped and, if so `writable`, can be written.
-    fn look(&mut self, frame: u64, writable: bool) -> Option<Place> {
+    /// The frame, if it is mapped.
+    fn look(&mut self, frame: u64) -> Option<Place> {
         let page = self.pages.get_mut(&frame)?;
         let mapped = page.mapped.upgrade()?;
-        if writable && !mapped.writable {
-            return None;
-        }
         page.used = true;
         let index = page.index;
         Some(Place { mapped, index })
@@ -285,7 +284,6 @@ impl Cache {
         Ok(Rc::new(Mapped {
             mapping,
             frames,
-            writable,
             stats: Arc::clone(&self.stats),
         }))
     }

@@ -48,7 +48,6 @@ fn packets_arrive_in_frames() {
         assert_eq!((stats.copied.get(), stats.machine_buffers.get()), (0, 41));
         worker.stop().unwrap();
         assert_eq!(stats.frames_mapped.get(), stats.frames_unmapped.get());
-        assert_eq!(stats.frame_hits.get() > 0, stay);
     }
 }
 
