@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/mm.h>
-#include <linux/net.h>
 #include <linux/spinlock.h>
 #include <linux/vmalloc.h>
 
@@ -35,9 +34,15 @@ bool vxb_is_translated(void)
 	return xen_feature(XENFEAT_auto_translated_physmap);
 }
 
+bool vxb_page_is_kmalloc(struct page *page, unsigned long index)
+{
+	return page_has_type(compound_head(page + index));
+}
+
 bool vxb_page_can_be_kept(struct page *page)
 {
-	return sendpage_ok(page) && !PageForeign(page);
+	return page_count(page) && !vxb_page_is_kmalloc(page, 0) &&
+	       !PageForeign(page);
 }
 
 void *vxb_vmap(struct page **pages, unsigned int count)

@@ -29,8 +29,14 @@ unsigned long vxb_page_entry(struct page *page, unsigned long index);
 bool vxb_is_translated(void);
 
 /*
+ * Whether kmalloc() may have given out what is in the page that is @index pages
+ * behind @page: of a slab, or for itself.
+ */
+bool vxb_page_is_kmalloc(struct page *page, unsigned long index);
+
+/*
  * Whether @page is this domain's memory, and a reference to it keeps it from
- * being used for something else: not so for what the slab allocator has.
+ * being used for something else: not so for what kmalloc() has.
  */
 bool vxb_page_can_be_kept(struct page *page);
 

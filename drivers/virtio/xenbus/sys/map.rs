@@ -15,6 +15,7 @@ use super::{
     },
     grant::SharedPages,
     page::{
+        is_kmalloc,
         p2m_entry,
         Pages, //
     },
@@ -133,6 +134,11 @@ impl Direct {
                 Some(address::grant(gref, 0))
             }
             Direct::Grants(_) => None,
+            // Indirect tables, which are in the pool in every mode, cannot be told from other
+            // memory of `kmalloc()`.
+            //
+            // SAFETY: By the requirement of this function the buffer's first page is valid.
+            Direct::Frames if unsafe { is_kmalloc(page, offset / PAGE) } => None,
             Direct::Frames => {
                 // SAFETY: By the requirement of this function the pages are valid.
                 let entry = |index| unsafe { p2m_entry(page, index) };

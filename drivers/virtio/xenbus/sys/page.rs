@@ -28,6 +28,16 @@ pub(super) unsafe fn p2m_entry(page: *mut bindings::page, index: usize) -> u64 {
     unsafe { bindings::vxb_page_entry(page, index) as u64 }
 }
 
+/// Whether `kmalloc()` may have given out what is in the page that is `index` pages behind `page`.
+///
+/// # Safety
+///
+/// There must be a valid page there.
+pub(super) unsafe fn is_kmalloc(page: *mut bindings::page, index: usize) -> bool {
+    // SAFETY: By the requirement of this function.
+    unsafe { bindings::vxb_page_is_kmalloc(page, index) }
+}
+
 /// The pages of a buffer that is contiguous in the direct map.
 ///
 /// # Invariants
