@@ -12,7 +12,7 @@ from support import cards, fio, guest, images, log_size, wait_log
 CONFIG = "/etc/virtio-xenbusd.toml"
 DISK, CARD = "/sys/block/vda", "/sys/class/net/eth0"
 # The driver domain's own disk of dom0 is the guest's disk.
-BACK = {"disks": ["stock:/scratch/back.img"], "xl": ["driver_domain=1"], "driver": None}
+BACK = {"disks": ["stock:/scratch/back.img"], "driver": None}
 FRONT = {"disks": ["format=raw,vdev=xvda,access=rw,specification=virtio,"
                    "backendtype=standalone,backend=back,target=/dev/xvda"],
          "cards": ["type=virtio,device1,transport=mmio,grant_usage=1,backend=back"],
