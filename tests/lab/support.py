@@ -66,6 +66,13 @@ class Setup:
                 self.options.items()))
 
 
+def add_test(module, name, test):
+    """Add a test to a module, whose globals() are given. It is found by its name from
+    then on, in other processes too."""
+    test.__name__ = test.__qualname__ = f"test_{name}"
+    module[test.__name__] = test
+
+
 def release():
     """End what the last test has left for the next one."""
     setup, Setup._current = Setup._current, None

@@ -8,7 +8,7 @@ import re
 import time
 
 from net import BRIDGES, Traffic, connect
-from support import Setup, cards, fio, images, interrupt_lines, value
+from support import Setup, add_test, cards, fio, images, interrupt_lines, value
 
 CPUS = 4
 RING_RESET = 40  # feature bit
@@ -127,4 +127,4 @@ def affinity_test(kind, what):
 
 for _kind in GUESTS:
     for _what in (spread, follow, channels, ring_sizes):
-        globals()[f"test_{_kind}_{_what.__name__}"] = affinity_test(_kind, _what)
+        add_test(globals(), f"{_kind}_{_what.__name__}", affinity_test(_kind, _what))

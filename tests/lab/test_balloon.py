@@ -6,7 +6,7 @@ import time
 
 from modes import loaded, served, used
 from observe import Device
-from support import Setup, images
+from support import Setup, add_test, images
 
 MIB = 1 << 20
 MEMORY, LESS = 640, 128
@@ -87,4 +87,4 @@ def balloon_test(kind, mode):
 
 
 for _kind, _mode in itertools.product(GUESTS, MODES):
-    globals()[f"test_{_kind}_{_mode}"] = balloon_test(_kind, _mode)
+    add_test(globals(), f"{_kind}_{_mode}", balloon_test(_kind, _mode))

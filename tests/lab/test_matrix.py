@@ -7,7 +7,7 @@ import math
 
 from modes import loaded, used
 from net import BRIDGES, Traffic, connect, transfer
-from support import Setup, cards, fio, images
+from support import Setup, add_test, cards, fio, images
 
 TYPES = ("pv", "pvh", "hvm")
 MODES = ("pool", "grant", "machine")
@@ -51,4 +51,4 @@ def matrix_test(kind, mode):
 
 
 for _kind, _mode in itertools.product(TYPES, MODES):
-    globals()[f"test_{_kind}_{_mode}"] = matrix_test(_kind, _mode)
+    add_test(globals(), f"{_kind}_{_mode}", matrix_test(_kind, _mode))
