@@ -39,6 +39,17 @@ def wait_carrier(guest, device, wanted):
               "read -r -t 1 _; done < <(ip monitor link)", 60)
 
 
+def transfer(sender, receiver, address, mib):
+    """Assert that a file sent by TCP arrives as it was; address is the receiver's."""
+    with receiver.start("socat -d -d -u TCP4-LISTEN:5555,reuseaddr - | sha256sum") as sink:
+        sink.wait_output("listening on", 60)
+        sent = sender.run(f"head -c {mib}M /dev/urandom >/tmp/file && "
+                          f"socat -u FILE:/tmp/file TCP4:{address}:5555 && "
+                          "sha256sum </tmp/file && rm /tmp/file", 300).stdout
+        received = sink.wait(60, check=True).stdout
+        assert received == sent, f"{sent} was sent, {received} received"
+
+
 @dataclasses.dataclass
 class Port:
     """A tap and its counters, as dom0 sees them: it receives what the guest sends."""
@@ -66,9 +77,10 @@ def ports(lab, guest):
 
 class Traffic:
     """iperf3 between the guest and dom0, for `seconds`. direction: what the guest
-    does, send, receive or both. A context manager; check() waits for the end."""
+    does, send, receive or both; more: options of iperf3. A context manager; check()
+    waits for the end."""
 
-    def __init__(self, lab, guest, device, direction, seconds, streams=1):
+    def __init__(self, lab, guest, device, direction, seconds, *more, streams=1):
         port = str(next(_numbers))
         options = {"send": [], "receive": ["--reverse"], "both": ["--bidir"]}[direction]
         self.direction, self.seconds = direction, seconds
@@ -76,7 +88,7 @@ class Traffic:
         self._server.wait_output("Server listening", 60)
         self._client = guest.start(
             ["iperf3", "-c", BRIDGES[device], "-p", port, "-t", str(seconds), "-i", "5",
-             "-P", str(streams), "--json", *options])
+             "-P", str(streams), "--json", *options, *more])
 
     def __enter__(self):
         return self

@@ -66,6 +66,13 @@ class Setup:
                 self.options.items()))
 
 
+def add_test(module, name, test):
+    """Add a test to a module, whose globals() are given. It is found by its name from
+    then on, in other processes too."""
+    test.__name__ = test.__qualname__ = f"test_{name}"
+    module[test.__name__] = test
+
+
 def release():
     """End what the last test has left for the next one."""
     setup, Setup._current = Setup._current, None
@@ -185,14 +192,19 @@ def rebind(guest, driver, device, path):
     appears(guest, path)
 
 
+def interrupt_lines(guest, what):
+    """Name -> (IRQ number, [interrupts so far on each CPU]), of those whose name contains
+    `what`."""
+    heading, *lines = guest.run(["cat", "/proc/interrupts"]).stdout.splitlines()
+    cpus = len(heading.split())
+    return {words[-1]: (int(words[0].rstrip(":")), [int(word) for word in words[1:cpus + 1]])
+            for words in map(str.split, lines)
+            if words and words[0].rstrip(":").isdigit() and what in words[-1]}
+
+
 def interrupts(guest, what):
     """Name -> number of interrupts so far, of those whose name contains `what`."""
-    found = {}
-    for line in guest.run(["cat", "/proc/interrupts"]).stdout.splitlines():
-        words = line.split()
-        if words and words[0].rstrip(":").isdigit() and what in words[-1]:
-            found[words[-1]] = sum(int(word) for word in words[1:] if word.isdigit())
-    return found
+    return {name: sum(counts) for name, (_, counts) in interrupt_lines(guest, what).items()}
 
 
 def wait_store(dom0, path, wanted, timeout=60):

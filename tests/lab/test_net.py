@@ -2,7 +2,8 @@
 """A card: addresses, packets, streams, link status. eth0 has an MTU of 1500, eth1
 one of 9000, each on a bridge of its own."""
 
-from net import BRIDGES, MAKE_BR9, Traffic, connect, ports, two_cards, wait_carrier
+from net import (BRIDGES, MAKE_BR9, Traffic, connect, ports, transfer, two_cards,
+                 wait_carrier)
 from support import Setup, log_size, value, wait_log
 
 CARDS = Setup(two_cards("net"), MAKE_BR9, net={"cards": ["virtio", "virtio"], "vcpus": 2})
@@ -44,15 +45,8 @@ def test_file_by_tcp(lab):
     """100 MiB each way arrive as they were sent."""
     with CARDS(lab) as guest:
         connect(guest)
-        for sender, receiver in ((guest, lab.dom0), (lab.dom0, guest)):
-            address = "10.78.0.1" if receiver is lab.dom0 else "10.78.0.2"
-            with receiver.start("socat -d -d -u TCP4-LISTEN:5555,reuseaddr - | "
-                                "sha256sum") as sink:
-                sink.wait_output("listening on", 60)
-                sent = sender.run("head -c 100M /dev/urandom >/tmp/file && "
-                                  f"socat -u FILE:/tmp/file TCP4:{address}:5555 && "
-                                  "sha256sum </tmp/file && rm /tmp/file", 300).stdout
-                assert sink.wait(60, check=True).stdout == sent
+        transfer(guest, lab.dom0, BRIDGES["eth0"], 100)
+        transfer(lab.dom0, guest, "10.78.0.2", 100)
 
 
 def test_iperf_30_s_each_way(lab):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The backend in dom0, where this runs: daemon start CONFIG | stop [SIGNAL].
+"""The backend, here in dom0 or in a driver domain: daemon start CONFIG | stop [SIGNAL].
 
 It is run as systemd runs it: Type=notify, so that "started" means that it watches
 xenstore, and not that some time has passed.
@@ -42,6 +42,7 @@ def start(config, arguments):
         sys.exit("daemon: it runs already; daemon stop")
     if not os.access(PROGRAM, os.X_OK):
         sys.exit(f"daemon: no program {PROGRAM}; build it and see VXB_PAYLOAD")
+    NOTIFY.parent.mkdir(exist_ok=True)
     NOTIFY.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(LOG, "ab") as log:
         before = log.tell()

@@ -25,8 +25,9 @@ CONSOLES = pathlib.Path("/host/consoles")
 TOKEN = pathlib.Path("/lab/token")
 HOTPLUG = "/lab/target/hotplug"
 NETWORK = "10.77.0."
-# The first disks of an HVM guest are emulated too, and not those after them.
-ROOT = "xvdp"
+# Behind all disks of tests. The first disks of an HVM guest are emulated too, and not
+# those after them.
+ROOT = "xvdz"
 LabError = channel.LabError
 
 
@@ -84,7 +85,8 @@ def card_line(spec):
     if kind != "stock":
         raise LabError(f"--card {spec}: must be virtio, stock[:BRIDGE] or an entry of "
                        "xl.cfg's vif or virtio list")
-    return "vif", f"bridge={bridge or 'br0'}"
+    # An HVM guest would have an emulated card as well.
+    return "vif", f"type=vif,bridge={bridge or 'br0'}"
 
 
 def config(options, kernel, initrd, address):
@@ -100,7 +102,7 @@ def config(options, kernel, initrd, address):
         command += f" vxb.place=guest vxb.root={ROOT}"
         lists["disk"].append(
             f"format=raw,vdev={ROOT},access=r,script={HOTPLUG},target=/dev/vda")
-        lists["vif"] += [f"bridge=lab0,script={HOTPLUG}"] * bool(address)
+        lists["vif"] += [f"type=vif,bridge=lab0,script={HOTPLUG}"] * bool(address)
     if address:
         command += f" vxb.address={address}"
     for index, spec in enumerate(disks):
@@ -118,8 +120,8 @@ def config(options, kernel, initrd, address):
     if initrd:
         lines["ramdisk"] = f"'{initrd}'"
     if options.type == "hvm":
-        lines["vga"] = "'none'"
-        lines["vnc"] = 0
+        # With an emulated HPET its kernel does not get through its boot here.
+        lines.update(vga="'none'", vnc=0, hpet=0)
     lines.update((key, repr(value)) for key, value in lists.items() if value)
     for line in options.xl:
         lines.pop(line.partition("=")[0].strip(), None)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The thread of one device: its xenbus state and its control page.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -170,7 +171,11 @@ impl<'a> Backend<'a> {
         };
         let online = self.store.read(&format!("{path}/online"))?;
         let theirs = match self.store.domain_exists(self.node.domain) {
-            true => self.store.read(&format!("{}/state", self.frontend))?,
+            true => match self.store.read(&format!("{}/state", self.frontend)) {
+                // To a driver domain, nodes that are gone are unreadable.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
+                state => state?,
+            },
             false => None,
         };
         let theirs = State::parse(theirs.as_deref());

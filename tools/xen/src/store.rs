@@ -127,8 +127,16 @@ impl Store {
         Ok(Some(watch))
     }
 
-    /// Whether xenstore knows the domain: it exists and has not been destroyed.
+    /// Whether xenstore knows the domain: it exists and has not been destroyed. Where only dom0
+    /// is told that, in a driver domain, it is said of every domain.
     pub fn domain_exists(&self, domain: DomainId) -> bool {
+        const DOM0: DomainId = 0;
+
+        // Who hears that there is no dom0 may not ask.
+        self.introduced(domain) || !self.introduced(DOM0)
+    }
+
+    fn introduced(&self, domain: DomainId) -> bool {
         // SAFETY: `handle` is open.
         unsafe { sys::xs_is_domain_introduced(self.handle.as_ptr(), c_uint::from(domain)) }
     }
