@@ -173,7 +173,7 @@ class Worker:
     """A process that runs files of tests in a lab of its own, on a CPU of its own if there
     are several workers."""
 
-    lab, options = None, {}
+    lab, options, used = None, {}, None
 
     @classmethod
     def start(cls, names, cpus):
@@ -187,7 +187,13 @@ class Worker:
     @classmethod
     def run(cls, tests, results):
         begin = time.monotonic()
-        failed = run_file(tests, cls.lab, cls.options, results)
+        # What a file asks for in LAB overrides what is best in general.
+        module = sys.modules[tests[0][1].__module__]
+        options = cls.options | getattr(module, "LAB", {})
+        if cls.used not in (None, options):
+            cls.lab.down()
+        cls.used = options
+        failed = run_file(tests, cls.lab, options, results)
         return failed, time.monotonic() - begin
 
 
