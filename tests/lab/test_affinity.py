@@ -13,12 +13,10 @@ CPUS = 4
 RING_RESET = 40  # feature bit
 # What the queues with data are called: a disk's and a card's.
 QUEUES = re.compile(r"-(req|input|output)\.(\d)$")
-# PVH guests need it, see test_matrix.py.
-LAB = {"one_thread": False}
 GUESTS = {kind: Setup(cards(kind), images("affinity.img"),
                       **{kind: {"type": kind, "disks": ["virtio:/scratch/affinity.img"],
                                 "cards": ["virtio"], "vcpus": CPUS}})
-          for kind in ("pv", "pvh")}
+          for kind in ("pv",)}
 
 
 def lines(guest):

@@ -14,11 +14,9 @@ MEMORY, LESS = 640, 128
 TOLERANCE = 4  # MiB: Xen's own for a guest, and what it rounds to
 MODES = ("pool", "grant", "machine")
 OPTIONS = {"disks": ["virtio:/scratch/balloon.img"], "vcpus": 2, "memory": MEMORY}
-# PVH guests need it, see test_matrix.py.
-LAB = {"one_thread": False}
 GUESTS = {kind: Setup("", images("balloon.img"),
                       **{kind: {**OPTIONS, "type": kind, "driver": None}})
-          for kind in ("pv", "pvh")}
+          for kind in ("pv",)}
 # Written and verified again and again until it is told to stop; says when it has begun.
 LOAD = ("rm -f /tmp/stop; until [ -e /tmp/stop ]; do fio --name=load --filename=/dev/vda "
         "--rw=randwrite --bs=128k --size=24M --ioengine=libaio --direct=1 --iodepth=4 "

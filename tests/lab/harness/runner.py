@@ -173,7 +173,7 @@ class Worker:
     """A process that runs files of tests in a lab of its own, on a CPU of its own if there
     are several workers."""
 
-    lab, options, used = None, {}, None
+    lab, options = None, {}
 
     @classmethod
     def start(cls, names, cpus):
@@ -187,13 +187,7 @@ class Worker:
     @classmethod
     def run(cls, tests, results):
         begin = time.monotonic()
-        # What a file asks for in LAB overrides what is best in general.
-        module = sys.modules[tests[0][1].__module__]
-        options = cls.options | getattr(module, "LAB", {})
-        if cls.used not in (None, options):
-            cls.lab.down()
-        cls.used = options
-        failed = run_file(tests, cls.lab, options, results)
+        failed = run_file(tests, cls.lab, cls.options, results)
         return failed, time.monotonic() - begin
 
 
@@ -224,11 +218,8 @@ class Durations:
         self._path.write_text(json.dumps(self._seconds), "ascii")
 
 
-def run_all(tests, jobs, results, keep_labs):
-    """Run all tests; returns name -> why it failed."""
-    groups = {}
-    for name, function in tests.items():
-        groups.setdefault(name.split("/")[0], []).append((name, function))
+def run_files(groups, jobs, results, keep_labs):
+    """Run the files of tests, in so many labs; returns name -> why it failed."""
     durations = Durations()
     context = multiprocessing.get_context("fork")
     names, cpus = context.Queue(), context.Queue()
@@ -252,6 +243,22 @@ def run_all(tests, jobs, results, keep_labs):
         if not keep_labs:
             for name in labs:
                 Lab(name).down()
+    return failed
+
+
+def run_all(tests, jobs, results, keep_labs):
+    """Run all tests; returns name -> why it failed. Those of files that say ALONE come
+    last, in one lab that has all CPUs of the host."""
+    groups, alone = {}, {}
+    for name, function in tests.items():
+        module = sys.modules[function.__module__]
+        part = alone if getattr(module, "ALONE", False) else groups
+        part.setdefault(name.split("/")[0], []).append((name, function))
+    failed = {}
+    if groups:
+        failed |= run_files(groups, jobs, results, keep_labs)
+    if alone:
+        failed |= run_files(alone, 1, results, keep_labs)
     return failed
 
 
