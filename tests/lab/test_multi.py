@@ -8,6 +8,8 @@ from net import BRIDGES, MAKE_BR9, Traffic, connect, two_cards
 from support import Setup, cards, fio, images, interrupts
 
 QUEUES = 4
+# Only CPUs that run at the same time use the queues of all.
+ALONE = True
 MANY = Setup(two_cards("many"), f"{MAKE_BR9} && {images('one.img', 'two.img')}",
              many={"disks": ["virtio:/scratch/one.img", "virtio:/scratch/two.img"],
                    "cards": ["virtio", "virtio"], "vcpus": QUEUES, "memory": 768})
