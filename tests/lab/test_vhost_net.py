@@ -29,7 +29,11 @@ def test_vhost_net_is_used_and_said(lab):
         assert "RING_PACKED" not in card["features"], card
         for queue in card["queues"]:
             assert ("requests" in queue) == (queue["name"] == "control"), queue
-        assert all(queue["kicks"] and queue["interrupts"] for queue in card["queues"][:2]), card
+        # Which pair of queues is used depends on the guest's CPUs.
+        for kind in ("receive", "transmit"):
+            used = [queue for queue in card["queues"] if queue["name"].startswith(kind)
+                    and queue["kicks"] and queue["interrupts"]]
+            assert used, (kind, card)
         pid = lab.dom0.run(["daemon", "status"]).stdout.strip()
         names = lab.dom0.run(f"cat /proc/{pid}/task/*/comm").stdout.split()
         assert [name for name in names if name.startswith("vhost")], names
