@@ -81,12 +81,14 @@ def test_vhost_net_leaves_nothing(lab):
     """A card is attached, used and detached: threads, descriptors and grants are as before."""
     with CARDS(lab) as guest:
         connect(guest)
-        before = count(lab, guest)
-        for _ in range(2):
+        before = None
+        for _ in range(3):
             lab.dom0.run([TOOL, "attach", "vnet", "net", "--bridge", "br0"], 60)
             appears(guest, "/sys/class/net/eth2")
             guest.run("ip link set eth2 up && ip addr add 10.78.0.9/24 dev eth2 && "
                       "ping -c 2 -W 10 -I eth2 10.78.0.1")
             lab.dom0.run([TOOL, "detach", "vnet", "virtio/2"], 60)
             vanishes(guest, "/sys/class/net/eth2")
+            # The first round also fills what the guest keeps at hand.
+            before = before or count(lab, guest)
         assert_same(lab, guest, before)
