@@ -71,6 +71,7 @@ def clean(lab):
         lab.dom0.run(["guest", "destroy", name])
     lab.dom0.run("daemon status >/dev/null && daemon stop; umount -q /scratch/*; "
                  "chattr -fR -i /scratch; dmsetup remove_all; losetup -D; "
+                 "rmmod vhost_net 2>/dev/null; "
                  "rm -rf /scratch/* /dev/shm/*; ip link set br0 mtu 1500")
 
 
