@@ -171,8 +171,8 @@ def run_file(tests, lab, options, results):
 
 
 class Worker:
-    """A process that runs files of tests in a lab of its own, on a CPU of its own if there
-    are several workers."""
+    """A process that runs files of tests in a lab of its own, on a CPU of its own but for
+    files that say ALONE."""
 
     lab, options = None, {}
 
@@ -182,7 +182,7 @@ class Worker:
         cls.lab = Lab(names.get())
         if cpu := cpus.get():
             os.sched_setaffinity(0, cpu)
-            # More threads than CPUs would wait for each other.
+            # More emulated CPUs than there are here would wait for each other.
             cls.options = {"one_thread": True}
 
     @classmethod
@@ -219,8 +219,9 @@ class Durations:
         self._path.write_text(json.dumps(self._seconds), "ascii")
 
 
-def run_files(groups, jobs, results, keep_labs):
-    """Run the files of tests, in so many labs; returns name -> why it failed."""
+def run_files(groups, jobs, results, keep_labs, alone=False):
+    """Run the files of tests, in so many labs; returns name -> why it failed. alone: the
+    one lab has all CPUs of the host."""
     durations = Durations()
     context = multiprocessing.get_context("fork")
     names, cpus = context.Queue(), context.Queue()
@@ -228,7 +229,7 @@ def run_files(groups, jobs, results, keep_labs):
     labs = [base if jobs == 1 else f"{base}-{number}" for number in range(jobs)]
     for name, cpu in zip(labs, itertools.cycle(sorted(os.sched_getaffinity(0)))):
         names.put(name)
-        cpus.put({cpu} if jobs > 1 else None)
+        cpus.put(None if alone else {cpu})
     failed = {}
     try:
         with concurrent.futures.ProcessPoolExecutor(
@@ -259,7 +260,7 @@ def run_all(tests, jobs, results, keep_labs):
     if groups:
         failed |= run_files(groups, jobs, results, keep_labs)
     if alone:
-        failed |= run_files(alone, 1, results, keep_labs)
+        failed |= run_files(alone, 1, results, keep_labs, alone=True)
     return failed
 
 
