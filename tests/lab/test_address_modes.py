@@ -6,12 +6,16 @@ import contextlib
 import re
 
 from harness.reports import expected
-from observe import TRACEFS, Device, Tracing
+from observe import TRACEFS, Device, Tracing, grown
 from support import Setup, appears, images, started, wait_store
 
 DISK = "/sys/block/vda"
 XENBUS = "/sys/bus/xen/drivers/virtio_xenbus"
 READ = "dd if=/dev/vda of=/dev/null bs=64k count=1 iflag=direct status=none"
+# First digits of addresses in descriptors.
+POOL, GRANT = 4, 8
+# More than the pages that a device grants at a time, and not more than those and its pool.
+LARGE = 8 << 20
 SETUP = Setup("", images("modes.img"),
               modes={"disks": ["virtio:/scratch/modes.img"], "driver": ["address_mode=grant"]})
 
@@ -26,15 +30,21 @@ def stopped(dom0):
         dom0.run("kill -CONT $(daemon status)")
 
 
-def granted(guest):
-    """Starts a read of whole pages that nobody answers; returns its process and the
-    references of the pages."""
-    with Tracing(guest, "map"):
+def mapped(guest, read, digit):
+    """Starts a read of whole pages that nobody answers; returns its process and a match of
+    the first address whose first digit this is, and of its length."""
+    with Tracing(guest, "map", filter="length >= 4096"):
         with guest.start(["cat", f"{TRACEFS}/trace_pipe"]) as trace:
-            read = guest.start(READ)
+            process = guest.start(read)
             found = trace.wait_for(
-                lambda: re.search(rb"dma=0x(8\w{15}) length=(\d+)", trace.stdout), 60)
-        assert found, f"no page was granted: {trace.stdout[-500:]!r}"
+                lambda: re.search(rb"dma=0x(%d\w{15}) length=(\d+)" % digit, trace.stdout), 60)
+        assert found, f"no such page: {trace.stdout[-500:]!r}"
+    return process, found
+
+
+def granted(guest):
+    """As mapped(), of pages that are granted; returns their references."""
+    read, found = mapped(guest, READ, GRANT)
     first = (int(found[1], 16) & ~(1 << 63)) >> 12
     return read, range(first, first + int(found[2]) // 4096)
 
@@ -66,6 +76,28 @@ def test_backend_that_keeps_a_granted_page(lab):
             read.wait(60, check=True)
             assert references[0] not in others, (references, others)
         guest.run(READ)
+
+
+def test_more_pages_than_references(lab):
+    """What a device has no references for goes through the pool, and is counted. The
+    references are there again afterwards."""
+    with SETUP(lab) as guest:
+        disk = Device(guest, DISK)
+        guest.run(["dd", "if=/dev/urandom", "of=/dev/vda", f"bs={LARGE}", "count=1",
+                   "oflag=direct", "status=none"])
+        before = disk.counted()
+        with stopped(lab.dom0):
+            read, _ = mapped(guest, f"dd if=/dev/vda bs={LARGE} count=1 iflag=direct "
+                                    "status=none | sha256sum", POOL)
+        found = read.wait(60, check=True).stdout
+        assert found == lab.dom0.run(f"head -c {LARGE} /scratch/modes.img | sha256sum").stdout
+        between = disk.counted()
+        spent = grown(before, between)
+        assert spent["granted"] and spent["ungranted"], spent
+        assert spent["bytes_from_pool"] >= 4096 * spent["ungranted"], spent
+        guest.run(READ)
+        spent = grown(between, disk.counted())
+        assert spent["granted"] and not spent["ungranted"], spent
 
 
 def test_backend_that_is_not_trusted(lab):

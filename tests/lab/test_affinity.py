@@ -7,8 +7,9 @@ import contextlib
 import re
 
 from net import BRIDGES, Traffic, connect
-from support import Setup, add_test, cards, fio, images, interrupt_lines, value
+from support import ONE_CPU, Setup, add_test, cards, fio, images, interrupt_lines, value
 
+LAB = ONE_CPU
 CPUS = 4
 RING_RESET = 40  # feature bit
 # What the queues with data are called: a disk's and a card's.
@@ -16,7 +17,7 @@ QUEUES = re.compile(r"-(req|input|output)\.(\d)$")
 GUESTS = {kind: Setup(cards(kind), images("affinity.img"),
                       **{kind: {"type": kind, "disks": ["virtio:/scratch/affinity.img"],
                                 "cards": ["virtio"], "vcpus": CPUS}})
-          for kind in ("pv",)}
+          for kind in ("pv", "pvh")}
 
 
 def lines(guest):

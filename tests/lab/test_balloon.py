@@ -7,8 +7,9 @@ import time
 
 from modes import loaded, served, used
 from observe import Device
-from support import Setup, add_test, images
+from support import ONE_CPU, Setup, add_test, images
 
+LAB = ONE_CPU
 MIB = 1 << 20
 MEMORY, LESS = 640, 128
 TOLERANCE = 4  # MiB: Xen's own for a guest, and what it rounds to
@@ -16,7 +17,7 @@ MODES = ("pool", "grant", "machine")
 OPTIONS = {"disks": ["virtio:/scratch/balloon.img"], "vcpus": 2, "memory": MEMORY}
 GUESTS = {kind: Setup("", images("balloon.img"),
                       **{kind: {**OPTIONS, "type": kind, "driver": None}})
-          for kind in ("pv",)}
+          for kind in ("pv", "pvh", "hvm")}
 # Written and verified again and again until it is told to stop; says when it has begun.
 LOAD = ("rm -f /tmp/stop; until [ -e /tmp/stop ]; do fio --name=load --filename=/dev/vda "
         "--rw=randwrite --bs=128k --size=24M --ioengine=libaio --direct=1 --iodepth=4 "

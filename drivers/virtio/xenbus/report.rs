@@ -59,6 +59,7 @@ impl Writer for Queue {
             ("spurious", spurious),
             ("mapped", counters.mapped),
             ("granted", counters.granted),
+            ("ungranted", counters.ungranted),
             ("machine", counters.machine),
             ("bytes_to_pool", counters.to_pool),
             ("bytes_from_pool", counters.from_pool),

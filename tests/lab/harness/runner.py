@@ -170,11 +170,17 @@ def run_file(tests, lab, options, results):
     return failed
 
 
+def module_of(tests):
+    """The module of the tests of one file."""
+    return sys.modules[tests[0][1].__module__]
+
+
 class Worker:
     """A process that runs files of tests in a lab of its own, on a CPU of its own but for
-    files that say ALONE."""
+    files that say ALONE. With other options of a lab, which a file has as LAB, it is booted
+    anew."""
 
-    lab, options = None, {}
+    lab, options, booted = None, {}, {}
 
     @classmethod
     def start(cls, names, cpus):
@@ -188,7 +194,11 @@ class Worker:
     @classmethod
     def run(cls, tests, results):
         begin = time.monotonic()
-        failed = run_file(tests, cls.lab, cls.options, results)
+        options = {**cls.options, **getattr(module_of(tests), "LAB", {})}
+        if cls.booted not in ({}, options):
+            cls.lab.down()
+        cls.booted = options
+        failed = run_file(tests, cls.lab, options, results)
         return failed, time.monotonic() - begin
 
 
@@ -252,10 +262,10 @@ def run_all(tests, jobs, results, keep_labs):
     """Run all tests; returns name -> why it failed. Those of files that say ALONE come
     last, in one lab that has all CPUs of the host."""
     groups, alone = {}, {}
-    for name, function in tests.items():
-        module = sys.modules[function.__module__]
-        part = alone if getattr(module, "ALONE", False) else groups
-        part.setdefault(name.split("/")[0], []).append((name, function))
+    for file, group in itertools.groupby(tests.items(), lambda item: item[0].split("/")[0]):
+        group = list(group)
+        part = alone if getattr(module_of(group), "ALONE", False) else groups
+        part[file] = group
     failed = {}
     if groups:
         failed |= run_files(groups, jobs, results, keep_labs)

@@ -39,7 +39,7 @@ pub struct Stats {
     /// Packets not passed on: malformed, too long for the guest's buffers, or refused by the tap.
     pub drops: Counter,
     /// Requests and packets with data that was copied once more: not aligned as the disk needs
-    /// it, or for want of buffers.
+    /// it, or received and not into the pool, or for want of buffers.
     pub copied: Counter,
     /// Events from the guest.
     pub kicks: Counter,

@@ -107,20 +107,21 @@ pub(crate) enum Direct {
 }
 
 impl Direct {
-    /// The address for the device, if the buffer can be given to it like this.
+    /// The address for the device, if the buffer can be given to it like this, which is counted.
     ///
     /// # Safety
     ///
     /// As the operation `map_page` is called: the buffer is valid until it is unmapped.
     unsafe fn map(
         &mut self,
+        counters: &mut Counters,
         page: *mut bindings::page,
         offset: usize,
         size: usize,
         dir: bindings::dma_data_direction,
     ) -> Option<u64> {
-        match self {
-            Direct::Nothing => None,
+        let (addr, count) = match self {
+            Direct::Nothing => return None,
             Direct::Grants(references) if size <= MAX_BUFFER => {
                 // SAFETY: By the requirement of this function; a buffer is contiguous in the
                 // direct map.
@@ -130,21 +131,27 @@ impl Direct {
                 }
                 // SAFETY: The pages are the buffer's until it is unmapped, and nothing else is in
                 // them.
-                let gref = unsafe { references.grant(&pages, !from_device(dir)) }?;
-                Some(address::grant(gref, 0))
+                let Some(gref) = (unsafe { references.grant(&pages, !from_device(dir)) }) else {
+                    counters.ungranted += 1;
+                    return None;
+                };
+                (address::grant(gref, 0), &mut counters.granted)
             }
-            Direct::Grants(_) => None,
+            Direct::Grants(_) => return None,
             // Indirect tables, which are in the pool in every mode, cannot be told from other
             // memory of `kmalloc()`.
             //
             // SAFETY: By the requirement of this function the buffer's first page is valid.
-            Direct::Frames if unsafe { is_kmalloc(page, offset / PAGE) } => None,
+            Direct::Frames if unsafe { is_kmalloc(page, offset / PAGE) } => return None,
             Direct::Frames => {
                 // SAFETY: By the requirement of this function the pages are valid.
                 let entry = |index| unsafe { p2m_entry(page, index) };
-                machine_address(entry, offset, size)
+                (machine_address(entry, offset, size)?, &mut counters.machine)
             }
-        }
+        };
+        *count += 1;
+        counters.mapped += 1;
+        Some(addr)
     }
 
     /// Takes back the whole pages of `size` bytes that were granted from `gref` on; whether the
@@ -170,6 +177,8 @@ pub(crate) struct Counters {
     pub(crate) mapped: u64,
     /// Buffers among them whose pages were granted.
     pub(crate) granted: u64,
+    /// Buffers of whole pages for which there were not enough references.
+    pub(crate) ungranted: u64,
     /// Buffers among them that the device was told the place of.
     pub(crate) machine: u64,
     /// Buffers and rings for which there was no room.
@@ -365,14 +374,11 @@ impl QueueMap {
             return None;
         }
         let mut own = self.own.lock();
+        let Own {
+            direct, counters, ..
+        } = &mut *own;
         // SAFETY: By the requirement of this function.
-        let addr = unsafe { own.direct.map(page, offset, size, dir) }?;
-        own.counters.mapped += 1;
-        match own.direct {
-            Direct::Grants(_) => own.counters.granted += 1,
-            _ => own.counters.machine += 1,
-        }
-        Some(addr)
+        unsafe { direct.map(counters, page, offset, size, dir) }
     }
 
     /// Takes a buffer back that was not copied.

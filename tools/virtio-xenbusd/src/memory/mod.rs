@@ -207,11 +207,6 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether what is lent of it is a copy.
-    pub fn is_copied(&self, segment: &Segment) -> bool {
-        self.copied.has(segment)
-    }
-
     /// Adds local memory for `segments`, which have been checked and which the device accesses as
     /// `access` says, to `parts`.
     ///

@@ -9,14 +9,16 @@ use vm_memory::VolatileSlice;
 
 use super::vring::Chain;
 use super::{HEADER, MAX_PACKET};
-use crate::memory::{Access, Fault, Lent, Memory, Parts, Segment, parts};
+use crate::memory::{Fault, Kind, Memory, Parts, Segment, parts};
 
 /// Buffers at hand, in the order of the ring.
 pub struct Buffers {
     list: VecDeque<Buffer>,
+    /// What they are made of, one after the other.
+    segments: VecDeque<Segment>,
     /// How many of them are far.
     far: usize,
-    /// The local memory of the others.
+    /// The local memory of the others, a part for each segment.
     parts: Parts,
     /// Bytes of all.
     room: usize,
@@ -27,29 +29,10 @@ struct Buffer {
     head: u16,
     /// Bytes that a packet may fill.
     len: usize,
-    place: Place,
-}
-
-/// Where a buffer is.
-enum Place {
-    /// In local memory of so many parts.
-    Near(usize),
-    /// Where it must be copied to.
-    Far(Box<[Segment]>),
-}
-
-impl Buffer {
-    /// How many parts of local memory it has.
-    fn parts(&self) -> usize {
-        match self.place {
-            Place::Near(parts) => parts,
-            Place::Far(_) => 0,
-        }
-    }
-
-    fn is_far(&self) -> bool {
-        matches!(self.place, Place::Far(_))
-    }
+    /// How many it is made of.
+    segments: usize,
+    /// Not all of it is in the pool: it is copied to.
+    far: bool,
 }
 
 impl Buffers {
@@ -57,6 +40,7 @@ impl Buffers {
     pub fn new(memory: &Memory) -> Self {
         Self {
             list: VecDeque::new(),
+            segments: VecDeque::new(),
             far: 0,
             parts: memory.parts(),
             room: 0,
@@ -79,44 +63,25 @@ impl Buffers {
     }
 
     /// Adds a chain, which consists of `segments`.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be used, and has not been added.
-    pub fn add(
-        &mut self,
-        chain: Chain,
-        segments: &[Segment],
-        memory: &mut Memory,
-    ) -> Result<(), Fault> {
-        const LONGEST: usize = HEADER + MAX_PACKET;
-
-        if chain.len > LONGEST {
-            let segments: Vec<_> = parts(segments, 0, LONGEST).collect();
-            let len = LONGEST;
-            return self.add(Chain { len, ..chain }, &segments, memory);
+    pub fn add(&mut self, chain: Chain, segments: &[Segment]) -> Result<(), Fault> {
+        let len = chain.len.min(HEADER + MAX_PACKET);
+        let far = segments.iter().any(|segment| segment.kind() != Kind::Pool);
+        let before = self.segments.len();
+        for segment in parts(segments, 0, len) {
+            if !far {
+                self.parts.add_pool(segment)?;
+            }
+            self.segments.push_back(segment);
         }
-        let place = match self.lend(segments, memory)? {
-            Some(parts) => Place::Near(parts),
-            None => Place::Far(segments.into()),
-        };
-        let Chain { head, len } = chain;
-        let buffer = Buffer { head, len, place };
+        self.list.push_back(Buffer {
+            head: chain.head,
+            len,
+            segments: self.segments.len() - before,
+            far,
+        });
         self.room += len;
-        self.far += usize::from(buffer.is_far());
-        self.list.push_back(buffer);
+        self.far += usize::from(far);
         Ok(())
-    }
-
-    /// Adds local memory that can be written in the place of `segments`; in how many parts, if
-    /// there is some.
-    fn lend(&mut self, segments: &[Segment], memory: &mut Memory) -> Result<Option<usize>, Fault> {
-        if segments.iter().any(|segment| memory.is_copied(segment)) {
-            return Ok(None);
-        }
-        let before = self.parts.len();
-        let lent = memory.lend(segments, Access::Write, &mut self.parts)?;
-        Ok((lent == Lent::Yes).then(|| self.parts.len() - before))
     }
 
     /// Calls `with` with local memory, first of the buffers, as far as there is some, and then
@@ -129,8 +94,8 @@ impl Buffers {
         let near = match self.far {
             0 => self.parts.len(),
             _ => {
-                let near = self.list.iter().take_while(|buffer| !buffer.is_far());
-                near.map(Buffer::parts).sum()
+                let near = self.list.iter().take_while(|buffer| !buffer.far);
+                near.map(|buffer| buffer.segments).sum()
             }
         };
         // The spill buffer is in the place of a part if there are too many.
@@ -145,38 +110,15 @@ impl Buffers {
     /// Writes `from` at byte `offset` of the buffers, which have room for it.
     pub fn put(
         &mut self,
-        mut offset: usize,
+        offset: usize,
         from: VolatileSlice<'_>,
         memory: &mut Memory,
     ) -> Result<(), Fault> {
-        let mut vectors = self.parts.vectors();
         if self.far == 0 {
-            copy_in(vectors, offset, from);
+            copy_in(self.parts.vectors(), offset, from);
             return Ok(());
         }
-        let mut done = 0;
-        for buffer in &self.list {
-            let (own, rest) = vectors.split_at(buffer.parts().min(vectors.len()));
-            vectors = rest;
-            if offset >= buffer.len {
-                offset -= buffer.len;
-                continue;
-            }
-            let len = (buffer.len - offset).min(from.len() - done);
-            let part = from.subslice(done, len).map_err(Fault::internal)?;
-            match &buffer.place {
-                Place::Near(_) => {
-                    copy_in(own, offset, part);
-                }
-                Place::Far(segments) => memory.scatter(segments, offset, part)?,
-            }
-            done += len;
-            if done == from.len() {
-                break;
-            }
-            offset = 0;
-        }
-        Ok(())
+        memory.scatter(self.segments.make_contiguous(), offset, from)
     }
 
     /// How many of them a packet of `len` bytes takes.
@@ -210,12 +152,12 @@ impl Buffers {
             };
             let written = left.min(buffer.len);
             left -= written;
-            parts += buffer.parts();
+            self.segments.drain(..buffer.segments);
+            parts += if buffer.far { 0 } else { buffer.segments };
             self.room -= buffer.len;
-            self.far -= usize::from(buffer.is_far());
+            self.far -= usize::from(buffer.far);
             used(buffer.head, written)?;
         }
-        // Nothing of them is mapped any more when the used ring is published.
         self.parts.drop_front(parts);
         Ok(())
     }

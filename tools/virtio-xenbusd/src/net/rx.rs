@@ -3,14 +3,15 @@
 //!
 //! The kernel copies a packet from the tap right into the guest's buffers. Only when the buffers
 //! at hand are too short does its end go through a buffer of ours, and waits there, without being
-//! lost, until the guest makes more of them available. So it does when it goes to granted buffers:
-//! they are written to from there.
+//! lost, until the guest makes more of them available. So does all of it when it goes to buffers
+//! outside the pool, which are granted or in frames of the guest: they are written to from there,
+//! all of a packet's at once, as that costs hypercalls.
 
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tap::IoVec;
+use tap::{IoVec, copy_in};
 use vm_memory::VolatileSlice;
 
 use super::buffers::Buffers;
@@ -210,7 +211,6 @@ impl<'m> Receiver<'m> {
 
     /// Takes buffers from the ring until there are `room` bytes or no more buffers.
     fn collect(&mut self, room: usize) -> Result<()> {
-        // Those that cannot be used count, too: the guest does not decide how long this takes.
         for _ in self.buffers.len()..usize::from(self.ring.size()) {
             if self.buffers.room() >= room {
                 break;
@@ -224,15 +224,7 @@ impl<'m> Receiver<'m> {
                 "a receive buffer of {} bytes",
                 chain.len
             );
-            match self.buffers.add(chain, &self.segments, &mut self.memory) {
-                Ok(()) => (),
-                // No packet can be put there. An empty one is what the driver throws away.
-                Err(Fault::Refused(_)) => {
-                    self.stats.drops.add(1);
-                    self.ring.stage(chain.head, 0)?;
-                }
-                Err(fault) => return Err(fault.into()),
-            }
+            self.buffers.add(chain, &self.segments)?;
         }
         Ok(())
     }
@@ -300,14 +292,25 @@ impl<'m> Receiver<'m> {
     /// header.
     fn fill(&mut self, packet: Packet, count: u16) -> Result<(), Fault> {
         let spilt = packet.len - packet.direct;
+        let mut count = count.to_le_bytes();
+        if packet.direct == 0 {
+            // The header is spilt, too, and completed before it is copied.
+            let header = self.spill.subslice(0, HEADER).map_err(Fault::internal)?;
+            copy_in(&[header.into()], NUM_BUFFERS, count.as_mut_slice().into());
+            if !self.mode.flags {
+                copy_in(&[header.into()], 0, [0].as_mut_slice().into());
+            }
+        }
         if spilt != 0 {
             let spilt = self.spill.subslice(0, spilt).map_err(Fault::internal)?;
             self.put(packet.direct, spilt)?;
             self.stats.copied.add(1);
         }
-        self.put(NUM_BUFFERS, count.to_le_bytes().as_mut_slice().into())?;
-        if !self.mode.flags {
-            self.put(0, [0].as_mut_slice().into())?;
+        if packet.direct != 0 {
+            self.put(NUM_BUFFERS, count.as_mut_slice().into())?;
+            if !self.mode.flags {
+                self.put(0, [0].as_mut_slice().into())?;
+            }
         }
         Ok(())
     }
