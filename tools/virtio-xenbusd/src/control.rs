@@ -25,6 +25,7 @@ use vm_memory::VolatileMemory;
 
 use crate::device::{Device, Doorbell, feature, page_error};
 use crate::memory::{Pool, Sharing};
+use crate::record::Record;
 use crate::stats::Stats;
 use crate::status;
 use crate::throttle::Throttle;
@@ -56,6 +57,8 @@ pub struct Controller<M> {
     sharing: Sharing,
     binder: Box<dyn Binder>,
     device: Box<dyn Device>,
+    /// What the next daemon is to know.
+    record: Record,
     offered: u128,
     /// Largest size of each queue.
     sizes: Vec<u16>,
@@ -84,6 +87,7 @@ impl<M: VolatileMemory> Controller<M> {
         sharing: Sharing,
         binder: Box<dyn Binder>,
         device: Box<dyn Device>,
+        record: Record,
     ) -> Result<Self> {
         let sizes = device.queue_sizes();
         let offered =
@@ -96,6 +100,7 @@ impl<M: VolatileMemory> Controller<M> {
             config_length: u16::try_from(config.len())?,
         })?;
         page.set_config(&config)?;
+        page.set_record(record.number()?)?;
 
         let mut controller = Self {
             name: name.into(),
@@ -107,6 +112,7 @@ impl<M: VolatileMemory> Controller<M> {
             queues: sizes.iter().map(|_| QueueState::Off).collect(),
             stats: status::stats(device.as_ref(), sizes.len()),
             device,
+            record,
             sizes,
             alarm: Alarm::new()?,
             status: 0,
@@ -114,8 +120,12 @@ impl<M: VolatileMemory> Controller<M> {
             failure: None,
             throttle: Throttle::new(),
         };
-        if let Err(error) = controller.take_over() {
-            controller.fail(&error.context("cannot go on where an earlier backend ended"));
+        match controller.take_over() {
+            Ok(()) => controller.record.commit()?,
+            // Nor can the next one, until the driver has reset the device.
+            Err(error) => {
+                controller.fail(&error.context("cannot go on where an earlier backend ended"));
+            }
         }
         Ok(controller)
     }
@@ -244,6 +254,12 @@ impl<M: VolatileMemory> Controller<M> {
             return Err(Errno::EIO);
         }
         self.device.reset();
+        self.record.kept().clear();
+        self.clear_taken()?;
+        self.record.commit().map_err(|error| {
+            log::error!("{}: {error}", self.name);
+            Errno::EIO
+        })?;
         self.status = 0;
         self.features = None;
         self.failure = None;
@@ -300,6 +316,10 @@ impl<M: VolatileMemory> Controller<M> {
         }
         self.device.set_features(features)?;
         self.features = Some(features);
+        self.device.resume(self.record.kept()).map_err(|error| {
+            log::error!("{}: {error:#}", self.name);
+            Errno::EIO
+        })?;
         Ok(())
     }
 

@@ -58,7 +58,8 @@ impl Fixture {
             path: Some(path.clone()),
             ..settings
         };
-        let disk = Arc::new(Disk::open(&settings, *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap());
+        let disk =
+            Arc::new(Disk::open(&settings, *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 0).unwrap());
         let worker = Worker::spawn(driver.ring(), move |ring, stop| {
             queue::serve(ring, stop, &disk)
         })

@@ -2,15 +2,16 @@
 //! The queues of a connected device: enabled, running, reset, taken over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress, VolatileMemory};
 
 use super::Controller;
-use crate::device::{Ring, feature, page_error};
+use crate::device::{Resumption, Ring, feature, page_error};
 use crate::vhost::vring::ring_index;
 use crate::worker::Worker;
 
@@ -57,9 +58,22 @@ impl<M: VolatileMemory> Controller<M> {
             }
         }
         match self.device.is_quiet() {
-            true => Ok(()),
+            true => self.clear(index),
             false => Err(Errno::EIO),
         }
+    }
+
+    /// Forgets what queues have worked on. None of them runs.
+    pub(super) fn clear_taken(&self) -> Result<(), Errno> {
+        (0..self.sizes.len()).try_for_each(|index| self.clear(index))
+    }
+
+    fn clear(&self, index: usize) -> Result<(), Errno> {
+        let index = u16::try_from(index).map_err(|_| Errno::ENOENT)?;
+        self.record.taken(index).clear().map_err(|error| {
+            log::error!("{}: queue {index}: {error:#}", self.name);
+            Errno::EIO
+        })
     }
 
     pub(super) fn take_over_queue(&mut self, index: u16) -> Result<()> {
@@ -70,11 +84,25 @@ impl<M: VolatileMemory> Controller<M> {
         let mut ring = self.make_ring(index, &setup)?;
         let used = ring_index(ring.queue.used_ring(), &self.pool)?;
         let available = ring_index(ring.queue.avail_ring(), &self.pool)?;
-        if used != available && !self.device.in_order(index) {
-            let lost = available.wrapping_sub(used);
-            bail!("{lost} requests were under way, and the ring does not say which");
+        let under_way = available.wrapping_sub(used);
+        match self.device.resumption(index) {
+            Resumption::InOrder => (),
+            Resumption::Recorded if self.record.was_found() => {
+                let element = |index| used_element(&ring, index);
+                ring.left = ring.taken.recover(used, ring.queue.size(), element)?;
+            }
+            _ if under_way != 0 => {
+                bail!("{under_way} requests were under way, and there is no record of which");
+            }
+            Resumption::Recorded => ring.taken.begin(used)?,
+            Resumption::Idle => (),
         }
-        ring.queue.set_next_avail(used);
+        let taken = u16::try_from(ring.left.len())?;
+        ensure!(
+            taken <= under_way,
+            "{taken} requests are recorded as under way, of {under_way} in the ring"
+        );
+        ring.queue.set_next_avail(used.wrapping_add(taken));
         ring.queue.set_next_used(used);
         // What was used but not announced is seen now.
         ring.doorbell.notify()?;
@@ -131,6 +159,8 @@ impl<M: VolatileMemory> Controller<M> {
             stats: Arc::clone(stats),
             alarm: self.alarm.clone(),
             told: 0,
+            taken: self.record.taken(index),
+            left: Vec::new(),
         })
     }
 
@@ -168,6 +198,16 @@ impl<M: VolatileMemory> Controller<M> {
             })
             .ok_or(Errno::ENOENT)
     }
+}
+
+/// The head in element `index` of the used ring.
+fn used_element(ring: &Ring, index: u16) -> Result<u32> {
+    const ELEMENTS: u64 = 4;
+    const SIZE: u64 = 8;
+    let slot = u64::from(index % ring.queue.size());
+    let address = ring.queue.used_ring().checked_add(ELEMENTS + SIZE * slot);
+    let address = GuestAddress(address.context("no such address")?);
+    Ok(u32::from_le(ring.memory.load(address, Ordering::Relaxed)?))
 }
 
 /// Stops a queue and switches it off.
