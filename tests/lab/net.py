@@ -97,6 +97,10 @@ class Traffic:
         self._client.close()
         self._server.close()
 
+    def wait_begun(self):
+        """Wait until data passes."""
+        self._server.wait_output(" sec ", 60)
+
     def check(self):
         """Assert that data passed all the time; returns bits per second, a list."""
         text = self._client.wait(self.seconds + 60, check=True).stdout

@@ -295,7 +295,9 @@ impl<'a> Backend<'a> {
             Err(error) => self.refuse(&error),
             Ok(connection) => {
                 self.set_state(State::Connected)?;
-                self.error = None;
+                if self.error.take().is_some() {
+                    self.store.remove(&self.node.error_path())?;
+                }
                 let what = connection.controller().device().describe();
                 self.throttle
                     .info(format_args!("{}: connected: {what}", self.name()));
