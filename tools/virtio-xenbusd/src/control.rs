@@ -2,11 +2,12 @@
 //! What the frontend asks for through the control page.
 
 mod queues;
+mod takeover;
 
 use std::io;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -334,25 +335,6 @@ impl<M: VolatileMemory> Controller<M> {
         }
         let data = request.data.get(..length).ok_or(Errno::EINVAL)?;
         self.device.write_config(offset, data)
-    }
-
-    /// Does what the requests did that an earlier backend has answered.
-    fn take_over(&mut self) -> Result<()> {
-        let driver = self.page.driver()?;
-        if driver.status == 0 {
-            return Ok(self.page.set_device_status(0)?);
-        }
-        if driver.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
-            self.accept_features(driver.features)
-                .map_err(|_| anyhow!("the device no longer has features that the driver uses"))?;
-            for index in 0..u16::try_from(self.queues.len())? {
-                self.take_over_queue(index)
-                    .with_context(|| format!("queue {index}"))?;
-            }
-        }
-        self.set_status().context("status")?;
-        // The configuration may be another one than before.
-        Ok(self.page.raise_config_interrupt()?)
     }
 
     fn driver_ok(&self) -> bool {

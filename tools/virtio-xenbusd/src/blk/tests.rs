@@ -3,6 +3,7 @@
 
 mod frames;
 mod grants;
+mod restart;
 
 use std::fs::File;
 use std::io::Write;

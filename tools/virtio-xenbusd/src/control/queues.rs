@@ -2,17 +2,15 @@
 //! The queues of a connected device: enabled, running, reset, taken over.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, VolatileMemory};
+use vm_memory::{GuestAddress, VolatileMemory};
 
 use super::Controller;
-use crate::device::{Resumption, Ring, feature, page_error};
-use crate::vhost::vring::ring_index;
+use crate::device::{Ring, feature, page_error};
 use crate::worker::Worker;
 
 /// A queue, with what the frontend has enabled it with.
@@ -76,43 +74,8 @@ impl<M: VolatileMemory> Controller<M> {
         })
     }
 
-    pub(super) fn take_over_queue(&mut self, index: u16) -> Result<()> {
-        let setup = self.page.queue(index)?;
-        if !setup.enabled {
-            return Ok(());
-        }
-        let mut ring = self.make_ring(index, &setup)?;
-        let used = ring_index(ring.queue.used_ring(), &self.pool)?;
-        let available = ring_index(ring.queue.avail_ring(), &self.pool)?;
-        let under_way = available.wrapping_sub(used);
-        match self.device.resumption(index) {
-            Resumption::InOrder => (),
-            Resumption::Recorded if self.record.was_found() => {
-                let element = |index| used_element(&ring, index);
-                ring.left = ring.taken.recover(used, ring.queue.size(), element)?;
-            }
-            _ if under_way != 0 => {
-                bail!("{under_way} requests were under way, and there is no record of which");
-            }
-            Resumption::Recorded => ring.taken.begin(used)?,
-            Resumption::Idle => (),
-        }
-        let taken = u16::try_from(ring.left.len())?;
-        ensure!(
-            taken <= under_way,
-            "{taken} requests are recorded as under way, of {under_way} in the ring"
-        );
-        ring.queue.set_next_avail(used.wrapping_add(taken));
-        ring.queue.set_next_used(used);
-        // What was used but not announced is seen now.
-        ring.doorbell.notify()?;
-        ring.told = used;
-        self.set_queue(usize::from(index), QueueState::Enabled(setup, ring));
-        Ok(())
-    }
-
     /// Checks a queue's setup and binds its event channel.
-    fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
+    pub(super) fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
         let features = self.features.ok_or(Errno::EINVAL)?;
         let size_max = self
             .sizes
@@ -182,7 +145,7 @@ impl<M: VolatileMemory> Controller<M> {
         Ok(())
     }
 
-    fn set_queue(&mut self, index: usize, state: QueueState) {
+    pub(super) fn set_queue(&mut self, index: usize, state: QueueState) {
         if let Some(slot) = self.queues.get_mut(index) {
             *slot = state;
         }
@@ -198,16 +161,6 @@ impl<M: VolatileMemory> Controller<M> {
             })
             .ok_or(Errno::ENOENT)
     }
-}
-
-/// The head in element `index` of the used ring.
-fn used_element(ring: &Ring, index: u16) -> Result<u32> {
-    const ELEMENTS: u64 = 4;
-    const SIZE: u64 = 8;
-    let slot = u64::from(index % ring.queue.size());
-    let address = ring.queue.used_ring().checked_add(ELEMENTS + SIZE * slot);
-    let address = GuestAddress(address.context("no such address")?);
-    Ok(u32::from_le(ring.memory.load(address, Ordering::Relaxed)?))
 }
 
 /// Stops a queue and switches it off.
