@@ -14,6 +14,7 @@ from support import Setup, add_test, cards, images, log_size, script, started, w
 
 KILLS = int(os.environ.get("VXB_KILLS", "10"))
 QUEUES, DEPTH = 4, 32
+START = ["daemon", "start", "/etc/virtio-xenbusd.toml"]
 FILE = "/scratch/restart.img"
 
 
@@ -29,13 +30,17 @@ HELD = Setup("", images("held.img", size="64M") + " && modprobe -a loop dm-mod &
              "dmsetup mknodes held", held={"disks": ["virtio:/dev/mapper/held"]})
 
 
-def ended_and_started(lab, number=signal.SIGKILL, meanwhile=None):
-    """End the daemon and start the next one, which goes on with disk and card."""
-    start = log_size(lab.dom0)
+def ended_and_started(lab, number=signal.SIGKILL, meanwhile=None, again=False):
+    """End the daemon and start the next one, which goes on with disk and card. Again: that
+    one is killed as soon as it has begun, and it is the one after it that goes on."""
     lab.dom0.stop_daemon(number)
     if meanwhile:
         meanwhile()
-    lab.dom0.run(["daemon", "start", "/etc/virtio-xenbusd.toml"])
+    if again:
+        lab.dom0.run(START)
+        lab.dom0.stop_daemon(signal.SIGKILL)
+    start = log_size(lab.dom0)
+    lab.dom0.run(START)
     for device in ("virtio/0", "virtio_disk/51712"):
         wait_log(lab.dom0, start, f"restart {device}: connected")
 
@@ -73,9 +78,12 @@ def verified(guest):
 
 
 def interrupted(job):
-    """What fio says in the end."""
+    """What fio says in the end; it must not have ended by itself, as it does at an error."""
+    assert job.poll() is None, job.stdout[-2000:]
     job.kill(signal.SIGINT)
-    text = job.wait(120, check=True).stdout
+    done = job.wait(120)
+    assert done.returncode == 128, done
+    text = done.stdout
     result, = json.loads(text[text.rindex("\n{\n"):] if "\n{\n" in text else text)["jobs"]
     assert result["error"] == 0, result
     return result
@@ -134,8 +142,8 @@ def logged(lab, guest, rounds, number):
             assert max(json.loads(state)["flushed"]) > 0
             script(lab.dom0, "writelog-check", FILE, stdin=state.encode())
 
-        for _ in range(rounds):
-            ended_and_started(lab, number, check)
+        for turn in range(rounds):
+            ended_and_started(lab, number, check, again=turn % 2 == 1)
             guest.run("dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct status=none")
         log.write(b"end\n")
         counts = json.loads(log.wait(120, check=True).stdout.splitlines()[-1])
@@ -165,7 +173,7 @@ def test_what_the_kernel_still_does(lab):
             guest.run("until [ $(awk '{print $2}' /sys/block/vda/inflight) = 8 ]; do "
                       "sleep 0.1; done")
             dom0.stop_daemon(signal.SIGKILL)
-            dom0.run(["daemon", "start", "/etc/virtio-xenbusd.toml"])
+            dom0.run(START)
             wait_log(dom0, start, "still waiting for I/O of an earlier daemon to end")
             assert writes.poll() is None
             dom0.run(["dmsetup", "resume", "held"])
