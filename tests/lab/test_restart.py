@@ -116,8 +116,9 @@ def in_mode(mode, kills):
         with SETUPS[mode](lab) as guest:
             assert Device(guest, "/sys/block/vda").read("mode") == mode
             assert len(guest.run(["ls", "/sys/block/vda/mq"]).stdout.split()) == QUEUES
-            # What a disk and a card take once is taken.
             connect(guest, devices=["eth0"])
+            # What a disk, a card and their users take once is taken.
+            killed_under_load(lab, guest, 2)
             logged(lab, guest, 1, signal.SIGTERM)
             before = count(lab, guest)
             killed_under_load(lab, guest, kills)
