@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What the next daemon finds.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use super::*;
@@ -36,11 +36,6 @@ struct Used {
 }
 
 impl Used {
-    fn put(&mut self, head: u16) {
-        self.elements.borrow_mut()[usize::from(self.index % SIZE)] = head.into();
-        self.index = self.index.wrapping_add(1);
-    }
-
     fn recover(&self, taken: &Taken) -> Result<BTreeSet<u16>> {
         let element = |index: u16| Ok(self.elements.borrow()[usize::from(index % SIZE)]);
         let heads = taken.recover(self.index, SIZE, element)?;
@@ -99,14 +94,25 @@ fn next_daemon_finds_its_own_connection_only() {
     assert!(!place.open(number).was_found());
 }
 
+thread_local! {
+    /// The stores that this process lives for.
+    static LIFE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Whether the process lives for one more store.
+pub fn lives() -> bool {
+    let left = LIFE.get();
+    LIFE.set(left.saturating_sub(1));
+    left > 0
+}
+
 #[test]
 fn killed_anywhere() {
-    // For each number of steps done of two requests, completed out of order, what is under way.
-    let under_way: [&[u16]; 12] = [
+    // After so many stores for two requests, which are finished out of order, these are under way.
+    let under_way: [&[u16]; 11] = [
         &[],
         &[3],
         &[3, 1],
-        &[3, 1], // carried out
         &[3, 1], // used element
         &[3],    // used index
         &[3],    // flag
@@ -118,19 +124,21 @@ fn killed_anywhere() {
     ];
     // The indices wrap around, and the ring has been used before.
     for start in [0u16, 5, u16::MAX] {
-        for (steps, expected) in under_way.iter().enumerate() {
-            let memory = Record::volatile(1);
-            let taken = memory.taken(0);
-            taken.clear().unwrap();
+        for (stores, expected) in under_way.iter().enumerate() {
+            let record = Record::volatile(1);
+            let taken = record.taken(0);
             taken.begin(start).unwrap();
             let mut used = Used {
                 index: start,
                 ..Used::default()
             };
-            killed_after(steps, &taken, &mut used);
+            LIFE.set(stores);
+            work(&taken, &mut used);
+            LIFE.set(usize::MAX);
+            // The next one may be killed as well.
             for _ in 0..2 {
                 let left = used.recover(&taken).unwrap();
-                assert_eq!(left, expected.iter().copied().collect(), "{steps} steps");
+                assert_eq!(left, expected.iter().copied().collect(), "{stores} stores");
             }
             // The driver may make a buffer available again as soon as it sees it used.
             for head in 0..SIZE {
@@ -140,35 +148,21 @@ fn killed_anywhere() {
     }
 }
 
-/// Takes 3 and 1, finishes 1 and 3, up to so many stores.
-fn killed_after(steps: usize, taken: &Taken, used: &mut Used) {
-    let mut left = steps;
-    let mut step = || {
-        let done = left > 0;
-        left = left.saturating_sub(1);
-        done
-    };
+/// Takes 3 and 1, finishes 1 and 3.
+fn work(taken: &Taken, used: &mut Used) {
     for head in [3, 1] {
-        if step() {
-            taken.take(head, SIZE).unwrap();
-        }
+        taken.take(head, SIZE).unwrap();
     }
-    step();
+    let mut index = used.index;
     for head in [1, 3] {
-        let element = usize::from(used.index % SIZE);
-        if step() {
-            used.elements.borrow_mut()[element] = head.into();
+        if lives() {
+            used.elements.borrow_mut()[usize::from(index % SIZE)] = head.into();
         }
-        if step() {
-            used.put(head);
+        index = index.wrapping_add(1);
+        if lives() {
+            used.index = index;
         }
-        // Of `finish`, both stores or the first: nothing is lost by doing the last later.
-        if step() {
-            taken.clear_flag(head).unwrap();
-        }
-        if step() {
-            taken.begin(used.index).unwrap();
-        }
+        taken.finish(head, index).unwrap();
     }
 }
 
