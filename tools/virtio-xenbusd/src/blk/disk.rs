@@ -85,7 +85,8 @@ impl Disk {
                 path.display()
             );
         }
-        let in_memory = is_in_memory(&file)?;
+        // Of a block device that would be the file system of its node.
+        let in_memory = kind.is_file() && is_in_memory(&file)?;
         let physical = u32::try_from(metadata.blksize()).unwrap_or(0);
         Ok(Self {
             path: path.into(),
