@@ -91,16 +91,17 @@ def interrupted(job):
 
 def killed_under_load(lab, guest, kills):
     """The daemon is killed while all queues are full and data passes both ways."""
-    with Pauses(guest) as pauses, verified(guest) as job:
+    with Pauses(guest) as pauses, verified(guest) as job, \
+            Traffic(lab, guest, "eth0", "both", 86400) as traffic:
         assert job.wait_for(lambda: job.stdout.count(b"fio version") > 1, 60)
+        traffic.wait_flow()
         for _ in range(kills):
-            with Traffic(lab, guest, "eth0", "both", 10) as traffic:
-                traffic.wait_begun()
-                pauses.measure()
-                pauses.all.pop()
-                ended_and_started(lab)
-                pauses.measure()
-                traffic.check()
+            pauses.measure()
+            pauses.all.pop()
+            ended_and_started(lab)
+            pauses.measure()
+            # In the same connection.
+            traffic.wait_flow()
         result = interrupted(job)
     assert result["write"]["total_ios"] > 0 and result["read"]["total_ios"] > 0, result
     print(f"  {kills} kills, {result['write']['total_ios']} writes, "
