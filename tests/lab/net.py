@@ -4,6 +4,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 from support import cards, value
 
@@ -96,6 +97,17 @@ class Traffic:
     def __exit__(self, *_):
         self._client.close()
         self._server.close()
+
+    def wait_flow(self, timeout=120):
+        """Wait until data passes both ways, from now on: two more seconds with some."""
+        def seconds(way):
+            return len(re.findall(rb"\[" + way + rb"\] .* sec +(?!0\.00)[\d.]+ .?Bytes",
+                                  self._server.stdout))
+
+        ways = {way: seconds(way) for way in (b"TX-S", b"RX-S")}
+        assert self._server.wait_for(
+            lambda: all(seconds(way) >= before + 2 for way, before in ways.items()), timeout), \
+            self._server.stdout[-2000:]
 
     def check(self):
         """Assert that data passed all the time; returns bits per second, a list."""

@@ -156,9 +156,9 @@ def _scripts():
     return data.getvalue()
 
 
-def script(machine, name, *arguments, timeout=120):
+def script(machine, name, *arguments, timeout=120, **options):
     """Run a script of tests/lab/guest; returns what it writes."""
-    return machine.run([_installed(machine, name), *arguments], timeout).stdout
+    return machine.run([_installed(machine, name), *arguments], timeout, **options).stdout
 
 
 def started(machine, name, *arguments):

@@ -15,10 +15,12 @@ use virtioif::bindings::{
 };
 use xen::Store;
 
+use crate::blk::Busy;
 use crate::config::Config;
 use crate::connection::{Connection, Mapped, Offer};
 use crate::keys::{Node, key, printable};
 use crate::open::{self, Opened};
+use crate::record;
 use crate::registry::{Registry, Status};
 use crate::throttle::Throttle;
 use crate::vhost::user::{Nobody, RETRY};
@@ -145,6 +147,7 @@ impl<'a> Backend<'a> {
             }
             match self.view()? {
                 None => {
+                    record::remove(self.node);
                     log::info!("{}: removed", self.name());
                     return Ok(());
                 }
@@ -285,14 +288,16 @@ impl<'a> Backend<'a> {
                 if !matches!(state, State::Initialised | State::Connected) {
                     bail!("the frontend has closed while it was being connected");
                 }
-                Connection::open(&self.name(), mapped, device)
+                Connection::open(&self.name(), mapped, device, &record::path(self.node))
             },
         );
         match result {
             Err(error) => self.refuse(&error),
             Ok(connection) => {
                 self.set_state(State::Connected)?;
-                self.error = None;
+                if self.error.take().is_some() {
+                    self.store.remove(&self.node.error_path())?;
+                }
                 let what = connection.controller().device().describe();
                 self.throttle
                     .info(format_args!("{}: connected: {what}", self.name()));
@@ -318,6 +323,7 @@ impl<'a> Backend<'a> {
                 self.throttle.info(format_args!("{}: closed", self.name()));
             }
         }
+        record::remove(self.node);
         // Only now: the frontend takes its memory back when it sees this.
         self.set_state(State::Closed)
     }
@@ -325,9 +331,9 @@ impl<'a> Backend<'a> {
     /// Gives the device up, with the reason for those who look in the log or in xenstore; for a
     /// while, if what is missing may come by itself.
     fn refuse(&mut self, error: &anyhow::Error) {
-        self.holding = match error.downcast_ref::<Nobody>() {
-            Some(_) => Holding::Waiting,
-            None => Holding::Refused,
+        self.holding = match error.is::<Nobody>() || error.is::<Busy>() {
+            true => Holding::Waiting,
+            false => Holding::Refused,
         };
         let name = self.name();
         let text = format!("{error:#}");

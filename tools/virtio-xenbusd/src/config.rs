@@ -142,6 +142,8 @@ pub struct Tuning {
     pub domain: u16,
     /// Number of the device.
     pub device: u32,
+    /// A number of this device and no other, for as long as the guest lives: below 2^48.
+    pub id: u64,
     /// Queues (block) or queue pairs (network).
     pub queues: u16,
     /// Descriptors of each queue.

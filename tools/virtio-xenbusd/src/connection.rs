@@ -2,7 +2,10 @@
 //! The memory and event channels of a connected frontend.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use virtioif::ControlPage;
@@ -20,6 +23,7 @@ use crate::device::{Device, Doorbell, SharedPool};
 use crate::keys::key;
 use crate::memory::{DomainFrames, DomainGrants, Pool, Sharing};
 use crate::modes::{Mode, Modes};
+use crate::record::Record;
 
 /// What the frontend writes to xenstore.
 #[derive(Debug)]
@@ -95,7 +99,7 @@ pub struct Connection {
 
 /// The memory of a frontend, mapped but not written to yet.
 pub struct Mapped {
-    domain: DomainId,
+    binder: DomainBinder,
     page: ControlPage<Mapping>,
     pool: SharedPool,
     sharing: Sharing,
@@ -131,14 +135,15 @@ impl Mapped {
             })),
             Mode::Pool => Sharing::Pool,
         };
-        let channel = EventChannel::bind(domain, offer.event_channel).with_context(|| {
+        let binder = DomainBinder::new(domain);
+        let channel = binder.try_bind(offer.event_channel).with_context(|| {
             format!(
                 "cannot bind the control event channel, port {}",
                 offer.event_channel
             )
         })?;
         Ok(Self {
-            domain,
+            binder,
             page,
             pool: SharedPool {
                 pool: Pool::new(pool),
@@ -153,9 +158,17 @@ impl Mapped {
 
 impl Connection {
     /// Serves `device` in mapped memory.
-    pub fn open(name: &str, mapped: Mapped, mut device: Box<dyn Device>) -> Result<Self> {
+    ///
+    /// What the next daemon is to know is recorded at `path`, where there may be what an earlier
+    /// one has.
+    pub fn open(
+        name: &str,
+        mapped: Mapped,
+        mut device: Box<dyn Device>,
+        path: &Path,
+    ) -> Result<Self> {
         let Mapped {
-            domain,
+            binder,
             page,
             pool,
             sharing,
@@ -163,8 +176,16 @@ impl Connection {
             mode,
         } = mapped;
         device.connect(&pool)?;
-        let binder = Box::new(DomainBinder(domain));
-        let controller = Controller::new(name, page, pool.pool, sharing, binder, device)?;
+        let record = Record::open(path, page.record()?, device.queue_sizes().len())?;
+        let controller = Controller::new(
+            name,
+            page,
+            pool.pool,
+            sharing,
+            Box::new(binder),
+            device,
+            record,
+        )?;
         // What an earlier backend has written but not announced is seen now.
         channel.notify()?;
         Ok(Self {
@@ -230,12 +251,47 @@ fn directory<M: VolatileMemory>(
     Ok(references)
 }
 
+/// How long after a daemon's end its ends of event channels may still be bound: the kernel lets go
+/// of those that io_uring waits for only when the process is gone.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Between two looks. Nobody tells of it.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Binds to event channels of one domain.
-struct DomainBinder(DomainId);
+struct DomainBinder {
+    domain: DomainId,
+    /// Until then a channel may be bound to an earlier daemon.
+    until: Instant,
+}
+
+impl DomainBinder {
+    fn new(domain: DomainId) -> Self {
+        Self {
+            domain,
+            until: Instant::now() + LINGER,
+        }
+    }
+
+    fn try_bind(&self, port: u32) -> io::Result<EventChannel> {
+        loop {
+            match EventChannel::bind(self.domain, port) {
+                // What Xen says of a channel whose other end is bound, among others.
+                Err(error)
+                    if error.kind() == io::ErrorKind::InvalidInput
+                        && Instant::now() < self.until =>
+                {
+                    thread::sleep(LOOK);
+                }
+                result => return result,
+            }
+        }
+    }
+}
 
 impl Binder for DomainBinder {
     fn bind(&self, port: u32) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(EventChannel::bind(self.0, port)?))
+        Ok(Box::new(self.try_bind(port)?))
     }
 }
 

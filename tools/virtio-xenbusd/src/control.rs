@@ -2,11 +2,12 @@
 //! What the frontend asks for through the control page.
 
 mod queues;
+mod takeover;
 
 use std::io;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -25,6 +26,7 @@ use vm_memory::VolatileMemory;
 
 use crate::device::{Device, Doorbell, feature, page_error};
 use crate::memory::{Pool, Sharing};
+use crate::record::Record;
 use crate::stats::Stats;
 use crate::status;
 use crate::throttle::Throttle;
@@ -56,6 +58,8 @@ pub struct Controller<M> {
     sharing: Sharing,
     binder: Box<dyn Binder>,
     device: Box<dyn Device>,
+    /// What the next daemon is to know.
+    record: Record,
     offered: u128,
     /// Largest size of each queue.
     sizes: Vec<u16>,
@@ -84,6 +88,7 @@ impl<M: VolatileMemory> Controller<M> {
         sharing: Sharing,
         binder: Box<dyn Binder>,
         device: Box<dyn Device>,
+        record: Record,
     ) -> Result<Self> {
         let sizes = device.queue_sizes();
         let offered =
@@ -96,6 +101,7 @@ impl<M: VolatileMemory> Controller<M> {
             config_length: u16::try_from(config.len())?,
         })?;
         page.set_config(&config)?;
+        page.set_record(record.number()?)?;
 
         let mut controller = Self {
             name: name.into(),
@@ -107,6 +113,7 @@ impl<M: VolatileMemory> Controller<M> {
             queues: sizes.iter().map(|_| QueueState::Off).collect(),
             stats: status::stats(device.as_ref(), sizes.len()),
             device,
+            record,
             sizes,
             alarm: Alarm::new()?,
             status: 0,
@@ -114,8 +121,12 @@ impl<M: VolatileMemory> Controller<M> {
             failure: None,
             throttle: Throttle::new(),
         };
-        if let Err(error) = controller.take_over() {
-            controller.fail(&error.context("cannot go on where an earlier backend ended"));
+        match controller.take_over() {
+            Ok(()) => controller.record.commit()?,
+            // Nor can the next one, until the driver has reset the device.
+            Err(error) => {
+                controller.fail(&error.context("cannot go on where an earlier backend ended"));
+            }
         }
         Ok(controller)
     }
@@ -244,6 +255,12 @@ impl<M: VolatileMemory> Controller<M> {
             return Err(Errno::EIO);
         }
         self.device.reset();
+        self.record.kept().clear();
+        self.clear_taken()?;
+        self.record.commit().map_err(|error| {
+            log::error!("{}: {error}", self.name);
+            Errno::EIO
+        })?;
         self.status = 0;
         self.features = None;
         self.failure = None;
@@ -300,6 +317,10 @@ impl<M: VolatileMemory> Controller<M> {
         }
         self.device.set_features(features)?;
         self.features = Some(features);
+        self.device.resume(self.record.kept()).map_err(|error| {
+            log::error!("{}: {error:#}", self.name);
+            Errno::EIO
+        })?;
         Ok(())
     }
 
@@ -314,25 +335,6 @@ impl<M: VolatileMemory> Controller<M> {
         }
         let data = request.data.get(..length).ok_or(Errno::EINVAL)?;
         self.device.write_config(offset, data)
-    }
-
-    /// Does what the requests did that an earlier backend has answered.
-    fn take_over(&mut self) -> Result<()> {
-        let driver = self.page.driver()?;
-        if driver.status == 0 {
-            return Ok(self.page.set_device_status(0)?);
-        }
-        if driver.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
-            self.accept_features(driver.features)
-                .map_err(|_| anyhow!("the device no longer has features that the driver uses"))?;
-            for index in 0..u16::try_from(self.queues.len())? {
-                self.take_over_queue(index)
-                    .with_context(|| format!("queue {index}"))?;
-            }
-        }
-        self.set_status().context("status")?;
-        // The configuration may be another one than before.
-        Ok(self.page.raise_config_interrupt()?)
     }
 
     fn driver_ok(&self) -> bool {

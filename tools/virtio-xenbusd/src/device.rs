@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nix::errno::Errno;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
 use crate::control::RING_FEATURES;
-use crate::memory::{Pool, Sharing};
+use crate::memory::{Chain, Pool, Sharing, Table};
 use crate::modes::Mode;
+use crate::record::{Kept, Taken};
 use crate::stats::Stats;
 use crate::worker::{Alarm, Worker};
 
@@ -80,9 +81,16 @@ pub trait Device: Send {
     /// included. `EINVAL` if the device cannot work with this set.
     fn set_features(&mut self, features: u128) -> Result<(), Errno>;
 
-    /// Whether queue `index` uses buffers in the order in which they were made available, so that
-    /// its ring tells where to go on after a restart of the daemon.
-    fn in_order(&self, index: u16) -> bool;
+    /// How queue `index` goes on after a restart of the daemon.
+    fn resumption(&self, index: u16) -> Resumption;
+
+    /// What an earlier daemon kept for the device with [`Kept::set`], and where to keep it from
+    /// now on. All is 0 if there was none, or nothing was kept since the driver has reset the
+    /// device. Features are set, and no queue runs.
+    fn resume(&mut self, kept: Kept) -> Result<()> {
+        drop(kept);
+        Ok(())
+    }
 
     /// Whether what queue `index` does is counted here: more than events.
     fn counts(&self, index: u16) -> bool {
@@ -103,6 +111,17 @@ pub trait Device: Send {
     fn is_quiet(&self) -> bool {
         true
     }
+}
+
+/// How a queue goes on after a restart of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumption {
+    /// Its buffers are used in the order in which they were made available: the ring tells where.
+    InOrder,
+    /// It goes through [`Ring::take`] and [`Ring::finish`], which keep a record.
+    Recorded,
+    /// Not at all if buffers were under way: nobody knows which.
+    Idle,
 }
 
 /// A frontend's pool, for those who give it to others.
@@ -164,9 +183,44 @@ pub struct Ring {
     pub(crate) alarm: Alarm,
     /// Where the used ring ended when the driver was last told.
     pub(crate) told: u16,
+    /// The buffers that were taken and not finished.
+    pub(crate) taken: Taken,
+    /// Those of them that an earlier daemon has taken, and nobody works on yet.
+    pub(crate) left: Vec<u16>,
 }
 
 impl Ring {
+    /// Takes the next buffer that the driver has made available, if there is one: its head.
+    ///
+    /// # Errors
+    ///
+    /// The ring is broken.
+    pub fn take(&mut self) -> Result<Option<u16>> {
+        if let Some(head) = self.left.pop() {
+            return Ok(Some(head));
+        }
+        let Some(chain) = self.queue.iter(&self.memory)?.next() else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        self.taken.take(head, self.queue.size())?;
+        Ok(Some(head))
+    }
+
+    /// What the buffer with `head` consists of: at most as many descriptors as the largest ring
+    /// that was offered has, as drivers with a smaller one still go by the device's limits.
+    pub fn chain(&self, head: u16) -> Result<Chain<'_>> {
+        let table = Table::new(&self.queue, &self.memory)?;
+        Ok(table.chain(head, usize::from(self.queue.max_size())))
+    }
+
+    /// Gives the buffer with `head` back, `len` bytes of which were written.
+    pub fn finish(&mut self, head: u16, len: u32) -> Result<()> {
+        // In this order, and the index is published with release: see `record::queue`.
+        self.queue.add_used(&self.memory, head, len)?;
+        self.taken.finish(head, self.queue.next_used())
+    }
+
     /// Tells the driver of the buffers used since the last call, if it wants to know.
     ///
     /// # Errors

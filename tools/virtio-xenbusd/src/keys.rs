@@ -110,6 +110,32 @@ impl Node {
         format!("{}-{kind}-{}", self.domain, self.number)
     }
 
+    /// A number of this device and no other: below 2^48.
+    pub fn id(&self) -> u64 {
+        let kind = match self.kind {
+            Type::Virtio => 0,
+            Type::Disk => 1,
+        };
+        (u64::from(self.domain) << 33) | (kind << 32) | u64::from(self.number)
+    }
+
+    /// The device that [`Node::short_name`] names.
+    pub fn of_short_name(name: &str) -> Option<Self> {
+        let mut parts = name.split('-');
+        let domain = decimal(parts.next()?)?;
+        let kind = match parts.next()? {
+            "virtio" => Type::Virtio,
+            "disk" => Type::Disk,
+            _ => return None,
+        };
+        let number = decimal(parts.next()?)?;
+        parts.next().is_none().then_some(Self {
+            domain,
+            kind,
+            number,
+        })
+    }
+
     /// Where errors are written, as Linux's backends do.
     pub fn error_path(&self) -> String {
         format!("error/{}/error", self.path())

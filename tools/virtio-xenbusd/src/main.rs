@@ -21,6 +21,7 @@ mod memory;
 mod modes;
 mod net;
 mod open;
+mod record;
 mod registry;
 mod server;
 mod stats;

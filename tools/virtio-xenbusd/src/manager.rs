@@ -13,6 +13,7 @@ use xen::Store;
 use crate::backend::{Backend, Orders};
 use crate::config::Config;
 use crate::keys::{Node, Type};
+use crate::record;
 use crate::registry::Registry;
 use crate::worker::{Alarm, panic_text};
 
@@ -46,6 +47,13 @@ impl Manager {
         for kind in Type::ALL {
             // The first event comes at once, and makes us look for what is there already.
             store.watch(&kind.backends(), kind.name())?;
+        }
+        let is_alive = |node: Node| {
+            let frontend = store.read(&format!("{}/frontend", node.path()));
+            frontend.is_ok_and(|path| path.is_some())
+        };
+        if let Err(error) = record::clean(is_alive) {
+            log::warn!("records of former connections: {error}");
         }
         let (end, ended) = channel();
         Ok(Self {

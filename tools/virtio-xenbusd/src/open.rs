@@ -184,6 +184,7 @@ fn finish(
         name: format!("{guest} {node}"),
         domain: node.domain,
         device: node.number,
+        id: node.id(),
         queues,
         queue_size,
         address_modes: limits.address_modes,

@@ -16,6 +16,7 @@ use xen::{EVENT_SIZE, Mapping};
 
 use crate::device::{Doorbell, Ring};
 use crate::memory::{POOL_START, Pool, Sharing};
+use crate::record::Record;
 use crate::stats::Stats;
 use crate::worker::Alarm;
 
@@ -124,6 +125,8 @@ impl Driver {
             stats: Arc::clone(&self.stats),
             alarm: self.alarm.clone(),
             told: 0,
+            taken: Record::volatile(1).taken(0),
+            left: Vec::new(),
         }
     }
 

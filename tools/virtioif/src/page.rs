@@ -153,6 +153,16 @@ impl<M: VolatileMemory> ControlPage<M> {
         self.release32(generation, odd.wrapping_add(1))
     }
 
+    /// The number of the backend's own record of this connection; 0 if there is none.
+    pub fn record(&self) -> Result<u32> {
+        self.get32(offset_of!(Page, device.record))
+    }
+
+    /// Writes the number of the backend's own record of this connection.
+    pub fn set_record(&self, number: u32) -> Result<()> {
+        self.put32(offset_of!(Page, device.record), number)
+    }
+
     /// Announces a change of the configuration space or of the device's status. The caller
     /// notifies the frontend.
     pub fn raise_config_interrupt(&self) -> Result<()> {

@@ -122,7 +122,9 @@ struct virtio_xenbus_device_regs {
 	/* Answer: result first, then the sequence number of the request. */
 	__s32 response_result;		/* 0 or a negative errno value */
 	__u32 response_seq;
-	__u8 pad[44];
+	/* Names what the backend has recorded of this connection; not read. */
+	__u32 record;
+	__u8 pad[40];
 };
 
 /* What the frontend has set up: state that a restarted backend goes on with. */

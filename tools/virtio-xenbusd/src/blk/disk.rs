@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::aio::{DirectAlignment, direct_alignment};
-use super::{SECTOR, SERIAL_SIZE, Settings};
+use super::{SECTOR, SERIAL_SIZE, Settings, claim};
 
 /// Bytes that are copied at once where the guest's memory cannot be used as it is.
 pub const CHUNK: usize = 64 << 10;
@@ -37,17 +37,23 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens what `settings` say.
+    /// Opens what `settings` say, for the one device whose number is `user`.
     ///
     /// # Errors
     ///
     /// The message names the path and what is wrong with it.
-    pub fn open(settings: &Settings, serial: [u8; SERIAL_SIZE]) -> Result<Self> {
+    pub fn open(settings: &Settings, serial: [u8; SERIAL_SIZE], user: u64) -> Result<Self> {
         let path = settings.path.clone().context("no path is given")?;
-        Self::open_path(&path, settings, serial).with_context(|| format!("disk {}", path.display()))
+        Self::open_path(&path, settings, serial, user)
+            .with_context(|| format!("disk {}", path.display()))
     }
 
-    fn open_path(path: &Path, settings: &Settings, serial: [u8; SERIAL_SIZE]) -> Result<Self> {
+    fn open_path(
+        path: &Path,
+        settings: &Settings,
+        serial: [u8; SERIAL_SIZE],
+        user: u64,
+    ) -> Result<Self> {
         ensure!(path.is_absolute(), "the path must begin with /");
         let readonly = settings.readonly.unwrap_or(false);
         let block_size = settings.logical_block_size.map_or(512, |size| size.0);
@@ -65,6 +71,7 @@ impl Disk {
         );
 
         let (mut file, direct) = open_file(path, readonly, block_size, settings.direct)?;
+        claim::claim(&file, user)?;
         let size = file.seek(SeekFrom::End(0)).map_err(io_error)?;
         let blocks = size / u64::from(block_size);
         ensure!(
@@ -78,7 +85,8 @@ impl Disk {
                 path.display()
             );
         }
-        let in_memory = is_in_memory(&file)?;
+        // Of a block device that would be the file system of its node.
+        let in_memory = kind.is_file() && is_in_memory(&file)?;
         let physical = u32::try_from(metadata.blksize()).unwrap_or(0);
         Ok(Self {
             path: path.into(),
@@ -310,7 +318,7 @@ mod tests {
             path: Some(path.into()),
             ..Settings::default()
         };
-        match Disk::open(&settings, [0; SERIAL_SIZE]) {
+        match Disk::open(&settings, [0; SERIAL_SIZE], 0) {
             Ok(_) => panic!("{path} was opened"),
             Err(error) => format!("{error:#}"),
         }

@@ -2,12 +2,14 @@
 //! Block device on a file or block device.
 
 mod aio;
+mod claim;
 mod disk;
 mod queue;
 mod request;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,10 +25,12 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use crate::config::{Tuning, with_limits};
 use crate::config_space::ConfigSpace;
-use crate::device::{Device, ID_BLOCK, Ring, feature};
+use crate::device::{Device, ID_BLOCK, Resumption, Ring, feature};
 use crate::modes::Mode;
+use crate::record::Kept;
 use crate::uring;
 use crate::worker::Worker;
+pub use claim::Busy;
 use disk::Disk;
 
 /// Bytes of a sector, the unit of addresses and sizes whatever the block size.
@@ -108,6 +112,18 @@ struct Block {
     config: ConfigSpace,
     queues: u16,
     queue_size: u16,
+    kept: Option<Kept>,
+}
+
+/// Where the driver's choice of the cache is kept: `writeback` + 1.
+const KEPT_CACHE: usize = 0;
+
+impl Block {
+    fn set_cache(&mut self, writeback: u8) -> io::Result<()> {
+        self.disk.set_writeback(writeback == 1)?;
+        self.config.write(WCE_OFFSET, &[writeback]);
+        Ok(())
+    }
 }
 
 /// Opens the device for the guest.
@@ -118,13 +134,14 @@ pub fn open(settings: &Settings, tuning: Tuning) -> Result<Box<dyn Device>> {
             .map_err(anyhow::Error::msg)?,
     };
     uring::check().context("cannot use io_uring, which the kernel must have and allow")?;
-    let disk = Disk::open(settings, serial.0)?;
+    let disk = Disk::open(settings, serial.0, tuning.id)?;
     let config = ConfigSpace::new(&config_space(&disk, &tuning))?;
     Ok(Box::new(Block {
         disk: Arc::new(disk),
         config,
         queues: tuning.queues,
         queue_size: tuning.queue_size,
+        kept: None,
     }))
 }
 
@@ -213,10 +230,10 @@ impl Device for Block {
     fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), Errno> {
         match (offset, data) {
             (WCE_OFFSET, &[value @ (0 | 1)]) => {
-                self.disk
-                    .set_writeback(value == 1)
-                    .map_err(|_| Errno::EIO)?;
-                self.config.write(WCE_OFFSET, data);
+                self.set_cache(value).map_err(|_| Errno::EIO)?;
+                if let Some(kept) = &self.kept {
+                    kept.set(KEPT_CACHE, u64::from(value) + 1);
+                }
                 Ok(())
             }
             _ => Err(Errno::EINVAL),
@@ -230,8 +247,16 @@ impl Device for Block {
         Ok(())
     }
 
-    fn in_order(&self, _index: u16) -> bool {
-        false
+    fn resume(&mut self, kept: Kept) -> Result<()> {
+        if let value @ (1 | 2) = kept.get(KEPT_CACHE) {
+            self.set_cache(u8::from(value == 2))?;
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+
+    fn resumption(&self, _index: u16) -> Resumption {
+        Resumption::Recorded
     }
 
     fn start_queue(&mut self, ring: Ring) -> Result<Worker> {

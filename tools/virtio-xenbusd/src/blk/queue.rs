@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
@@ -85,7 +85,6 @@ impl Queue {
                 block_size: disk.block_size(),
                 readonly: disk.readonly(),
                 discard: disk.can_discard(),
-                descriptors: usize::from(ring.queue.max_size()),
             },
             disk: Arc::clone(disk),
             memory,
@@ -173,15 +172,17 @@ impl Queue {
 
     /// Begins the next request, if there is one, in a free slot.
     fn begin_next(&mut self, index: u16) -> Result<bool> {
-        let Some(chain) = self.ring.queue.iter(&self.ring.memory)?.next() else {
+        let Some(head) = self.ring.take()? else {
             return Ok(false);
         };
         let slot = self
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
-        slot.head = chain.head_index();
-        slot.buffers.collect(chain, &self.memory, &self.limits)?;
+        slot.head = head;
+        slot.buffers
+            .collect(self.ring.chain(head)?, &self.memory)
+            .with_context(|| format!("chain {head}"))?;
         match slot.buffers.parse(&mut self.memory, &self.limits) {
             Ok(operation) => {
                 slot.operation = Some(operation);
@@ -351,9 +352,7 @@ impl Queue {
         self.memory.scatter(&[place], 0, status)?;
         // The status is written, too.
         let used = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
-        self.ring
-            .queue
-            .add_used(&self.ring.memory, slot.head, used)?;
+        self.ring.finish(slot.head, used)?;
         slot.operation = None;
         self.free.push(index);
         Ok(())

@@ -3,6 +3,7 @@
 
 mod frames;
 mod grants;
+mod restart;
 
 use std::fs::File;
 use std::io::Write;
@@ -58,7 +59,8 @@ impl Fixture {
             path: Some(path.clone()),
             ..settings
         };
-        let disk = Arc::new(Disk::open(&settings, *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap());
+        let disk =
+            Arc::new(Disk::open(&settings, *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 0).unwrap());
         let worker = Worker::spawn(driver.ring(), move |ring, stop| {
             queue::serve(ring, stop, &disk)
         })

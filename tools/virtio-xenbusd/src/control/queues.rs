@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
@@ -11,7 +11,6 @@ use vm_memory::{GuestAddress, VolatileMemory};
 
 use super::Controller;
 use crate::device::{Ring, feature, page_error};
-use crate::vhost::vring::ring_index;
 use crate::worker::Worker;
 
 /// A queue, with what the frontend has enabled it with.
@@ -57,34 +56,26 @@ impl<M: VolatileMemory> Controller<M> {
             }
         }
         match self.device.is_quiet() {
-            true => Ok(()),
+            true => self.clear(index),
             false => Err(Errno::EIO),
         }
     }
 
-    pub(super) fn take_over_queue(&mut self, index: u16) -> Result<()> {
-        let setup = self.page.queue(index)?;
-        if !setup.enabled {
-            return Ok(());
-        }
-        let mut ring = self.make_ring(index, &setup)?;
-        let used = ring_index(ring.queue.used_ring(), &self.pool)?;
-        let available = ring_index(ring.queue.avail_ring(), &self.pool)?;
-        if used != available && !self.device.in_order(index) {
-            let lost = available.wrapping_sub(used);
-            bail!("{lost} requests were under way, and the ring does not say which");
-        }
-        ring.queue.set_next_avail(used);
-        ring.queue.set_next_used(used);
-        // What was used but not announced is seen now.
-        ring.doorbell.notify()?;
-        ring.told = used;
-        self.set_queue(usize::from(index), QueueState::Enabled(setup, ring));
-        Ok(())
+    /// Forgets what queues have worked on. None of them runs.
+    pub(super) fn clear_taken(&self) -> Result<(), Errno> {
+        (0..self.sizes.len()).try_for_each(|index| self.clear(index))
+    }
+
+    fn clear(&self, index: usize) -> Result<(), Errno> {
+        let index = u16::try_from(index).map_err(|_| Errno::ENOENT)?;
+        self.record.taken(index).clear().map_err(|error| {
+            log::error!("{}: queue {index}: {error:#}", self.name);
+            Errno::EIO
+        })
     }
 
     /// Checks a queue's setup and binds its event channel.
-    fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
+    pub(super) fn make_ring(&self, index: u16, setup: &virtioif::Queue) -> Result<Ring, Errno> {
         let features = self.features.ok_or(Errno::EINVAL)?;
         let size_max = self
             .sizes
@@ -131,6 +122,8 @@ impl<M: VolatileMemory> Controller<M> {
             stats: Arc::clone(stats),
             alarm: self.alarm.clone(),
             told: 0,
+            taken: self.record.taken(index),
+            left: Vec::new(),
         })
     }
 
@@ -152,7 +145,7 @@ impl<M: VolatileMemory> Controller<M> {
         Ok(())
     }
 
-    fn set_queue(&mut self, index: usize, state: QueueState) {
+    pub(super) fn set_queue(&mut self, index: usize, state: QueueState) {
         if let Some(slot) = self.queues.get_mut(index) {
             *slot = state;
         }

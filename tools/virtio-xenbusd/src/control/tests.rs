@@ -7,13 +7,15 @@ mod restart;
 
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
+use virtio_queue::QueueT;
 use virtioif::ControlPage;
 use virtioif::bindings::{virtio_xenbus_control_page as Page, virtio_xenbus_queue};
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
@@ -21,8 +23,9 @@ use xen::{Mapping, PAGE_SIZE};
 
 use super::{Binder, Controller, RING_FEATURES, TRANSPORT_FEATURES};
 use crate::config_space::ConfigSpace;
-use crate::device::{Device, Doorbell, Ring};
+use crate::device::{Device, Doorbell, Resumption, Ring};
 use crate::memory::{POOL_START, Pool, Sharing};
+use crate::record::Record;
 use crate::testing::FakeDoorbell;
 use crate::worker::Worker;
 
@@ -50,11 +53,16 @@ fn code(errno: Errno) -> i32 {
     -(errno as i32)
 }
 
+/// Of each queue that was started, where it begins: available, used, and what was left of an earlier
+/// backend.
+type Started = Arc<Mutex<Vec<(u16, u16, Vec<u16>)>>>;
+
 /// A device with three queues, the second of which is not there, and four bytes of configuration
 /// space.
 struct TestDevice {
     config: ConfigSpace,
     running: Arc<AtomicU32>,
+    started: Started,
     /// Queue 0 ends by itself.
     fails: bool,
 }
@@ -96,13 +104,19 @@ impl Device for TestDevice {
         Ok(())
     }
 
-    fn in_order(&self, index: u16) -> bool {
-        index == 0
+    fn resumption(&self, index: u16) -> Resumption {
+        match index {
+            0 => Resumption::InOrder,
+            _ => Resumption::Recorded,
+        }
     }
 
     fn start_queue(&mut self, ring: Ring) -> Result<Worker> {
         let running = Arc::clone(&self.running);
         running.fetch_add(1, Ordering::SeqCst);
+        let (avail, used) = (ring.queue.next_avail(), ring.queue.next_used());
+        let started = (avail, used, ring.left.clone());
+        self.started.lock().unwrap().push(started);
         let fails = self.fails;
         Worker::spawn(ring, move |_ring, stop| {
             if fails {
@@ -153,8 +167,16 @@ struct Frontend {
     page: Arc<Mapping>,
     pool: Pool,
     running: Arc<AtomicU32>,
+    started: Started,
     fails: bool,
     seq: u32,
+    place: PathBuf,
+}
+
+impl Drop for Frontend {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.place);
+    }
 }
 
 impl Frontend {
@@ -163,15 +185,28 @@ impl Frontend {
             page: Arc::new(Mapping::anonymous(PAGE_SIZE).unwrap()),
             pool: Pool::new(Mapping::anonymous(POOL_SIZE).unwrap()),
             running: Arc::default(),
+            started: Arc::default(),
             fails: false,
             seq: 0,
+            place: std::env::temp_dir().join(format!(
+                "vxb-control-{}-{:?}",
+                std::process::id(),
+                std::thread::current().id()
+            )),
         }
+    }
+
+    /// What the last backend has recorded.
+    fn record(&self) -> Record {
+        let number = self.get32(offset_of!(Page, device.record));
+        Record::open(&self.place, number, 3).unwrap()
     }
 
     fn backend(&self) -> Controller<SharedPage> {
         let device = TestDevice {
             config: ConfigSpace::new(&[1, 2, 3, 4]).unwrap(),
             running: Arc::clone(&self.running),
+            started: Arc::clone(&self.started),
             fails: self.fails,
         };
         Controller::new(
@@ -181,6 +216,7 @@ impl Frontend {
             Sharing::Pool,
             Box::new(TestBinder),
             Box::new(device),
+            self.record(),
         )
         .unwrap()
     }

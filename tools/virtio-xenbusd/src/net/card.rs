@@ -2,7 +2,7 @@
 //! What the queues of a card share.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
 use tap::{Links, Name};
@@ -13,6 +13,10 @@ use super::vhost::Pairs;
 use super::{HEADER, features};
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
+use crate::record::Kept;
+
+/// Where in the configuration space the address is.
+const CONFIG_MAC: usize = 0;
 
 /// What a bridge port has that must not be the one whose address the bridge takes.
 const PORT_ADDRESS: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
@@ -32,7 +36,15 @@ pub struct Card {
     pub mtu: Mtu,
     /// The pairs that are in use; their tap queues are attached.
     pairs: Mutex<u16>,
+    /// What the driver has asked for by commands.
+    kept: Mutex<Option<Kept>>,
 }
+
+/// Where what commands have set is kept for the next daemon, each with a bit that says so.
+const KEPT_PAIRS: usize = 0;
+const KEPT_OFFLOADS: usize = 1;
+const KEPT_MAC: usize = 2;
+const KEPT: u64 = 1 << 63;
 
 impl Card {
     /// Makes the tap and puts it into its bridge.
@@ -72,6 +84,7 @@ impl Card {
             mtu,
             vhost,
             pairs: Mutex::new(tuning.queues),
+            kept: Mutex::default(),
             taps,
         };
         card.stop()?;
@@ -103,9 +116,60 @@ impl Card {
         self.set_offloads_raw(features::tap_offloads(offloads))
     }
 
-    /// Lets packets in, for the first pair.
+    /// Does what the driver has commanded before a restart of the daemon, but for the pairs.
+    pub fn resume(&self, kept: Kept) -> Result<()> {
+        let offloads = kept.get(KEPT_OFFLOADS);
+        if offloads & KEPT != 0 {
+            self.set_offloads(offloads & !KEPT)?;
+        }
+        let mac = kept.get(KEPT_MAC);
+        if mac & KEPT != 0 {
+            let [_, _, mac @ ..] = (mac & !KEPT).to_be_bytes();
+            self.config.write(CONFIG_MAC, &mac);
+        }
+        *self.kept() = Some(kept);
+        Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, index: usize, value: u64) {
+        if let Some(kept) = self.kept().as_ref() {
+            kept.set(index, value | KEPT);
+        }
+    }
+
+    /// The driver commands the use of `offloads`.
+    pub fn command_offloads(&self, offloads: u64) -> Result<()> {
+        self.set_offloads(offloads)?;
+        self.keep(KEPT_OFFLOADS, offloads);
+        Ok(())
+    }
+
+    /// The driver commands the use of `pairs` pairs.
+    pub fn command_pairs(&self, pairs: u16) -> Result<()> {
+        self.set_pairs(pairs)?;
+        self.keep(KEPT_PAIRS, pairs.into());
+        Ok(())
+    }
+
+    /// The driver commands the use of address `mac`.
+    pub fn command_mac(&self, mac: Mac) {
+        self.config.write(CONFIG_MAC, &mac.bytes());
+        let [b0, b1, b2, b3, b4, b5] = mac.bytes();
+        self.keep(KEPT_MAC, u64::from_be_bytes([0, 0, b0, b1, b2, b3, b4, b5]));
+    }
+
+    /// Lets packets in, for the first pair or those that the driver uses already.
     pub fn start(&self) -> Result<()> {
-        self.set_pairs(1)?;
+        let kept = self
+            .kept()
+            .as_ref()
+            .map_or(0, |kept| kept.get(KEPT_PAIRS) & !KEPT);
+        let pairs = u16::try_from(kept).unwrap_or(0);
+        self.set_pairs(pairs.clamp(1, u16::try_from(self.taps.len())?))?;
         self.first()?
             .set_carrier(true)
             .context("setting the tap's carrier")

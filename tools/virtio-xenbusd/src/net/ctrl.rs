@@ -39,9 +39,6 @@ const MAC_ADDR_SET: u8 = 1;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 const GUEST_OFFLOADS_SET: u8 = 0;
 
-/// Where the address is in the configuration space.
-const CONFIG_MAC: usize = 0;
-
 /// Carries out the commands in `ring`, for a guest that has accepted `accepted`.
 pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<()> {
     let mut memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats)?;
@@ -122,11 +119,11 @@ fn carry_out(bytes: &[u8], card: &Card, accepted: u64) -> bool {
         None => return false,
         Some(Command::Filter) => Ok(()),
         Some(Command::SetAddress(mac)) => {
-            card.config.write(CONFIG_MAC, &mac.bytes());
+            card.command_mac(mac);
             Ok(())
         }
-        Some(Command::SetPairs(pairs)) => card.set_pairs(pairs),
-        Some(Command::SetOffloads(offloads)) => card.set_offloads(offloads),
+        Some(Command::SetPairs(pairs)) => card.command_pairs(pairs),
+        Some(Command::SetOffloads(offloads)) => card.command_offloads(offloads),
     };
     if let Err(error) = &result {
         log::error!("{}: {error:#}", card.name);

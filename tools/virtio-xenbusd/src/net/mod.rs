@@ -30,9 +30,10 @@ use self::vring::Vring;
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
 use crate::control::RING_FEATURES;
-use crate::device::{Device, Ring, SharedPool};
+use crate::device::{Device, Resumption, Ring, SharedPool};
 use crate::memory::{Access, Memory, Needs};
 use crate::modes::Mode;
+use crate::record::Kept;
 use crate::uring::{Event, Uring};
 use crate::vhost::ring_features;
 use crate::worker::{Stop, Worker};
@@ -242,8 +243,12 @@ impl Device for Net {
         Ok(())
     }
 
-    fn in_order(&self, _index: u16) -> bool {
-        true
+    fn resume(&mut self, kept: Kept) -> Result<()> {
+        self.card.resume(kept)
+    }
+
+    fn resumption(&self, _index: u16) -> Resumption {
+        Resumption::InOrder
     }
 
     fn start_queue(&mut self, ring: Ring) -> Result<Worker> {

@@ -84,6 +84,7 @@ fn tuning(queues: u16) -> Tuning {
         name,
         domain: 7,
         device: 3,
+        id: 3,
         queues,
         address_modes: None,
         queue_size: 64,

@@ -9,14 +9,13 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tap::MAX_PARTS;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileSlice};
 
-use crate::memory::{Access, Memory, Pool, Segment};
+use crate::memory::{Access, Memory, Pool, Segment, Table};
 
-const DESCRIPTOR: usize = 16;
 const AVAIL_ELEMENT: usize = 2;
 const USED_ELEMENT: usize = 8;
 
@@ -25,9 +24,6 @@ const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ELEMENTS: usize = 4;
 
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
@@ -42,11 +38,10 @@ pub struct Chain {
 
 /// A running split virtqueue.
 pub struct Vring<'m> {
-    pool: &'m Pool,
     access: Access,
     size: u16,
     event_idx: bool,
-    descriptors: VolatileSlice<'m>,
+    table: Table<'m>,
     avail: VolatileSlice<'m>,
     used: VolatileSlice<'m>,
     /// Next element of the available ring to take.
@@ -79,11 +74,10 @@ impl<'m> Vring<'m> {
             pool.slice(segment).context("the ring is outside the pool")
         };
         Ok(Self {
-            pool,
             access,
             size: queue.size(),
             event_idx: queue.event_idx_enabled(),
-            descriptors: area(queue.desc_table(), DESCRIPTOR * size)?,
+            table: Table::new(queue, pool)?,
             // Two bytes after the elements are for the other side's event index.
             avail: area(queue.avail_ring(), ELEMENTS + AVAIL_ELEMENT * size + 2)?,
             used: area(queue.used_ring(), ELEMENTS + USED_ELEMENT * size + 2)?,
@@ -136,53 +130,20 @@ impl<'m> Vring<'m> {
     }
 
     fn walk(&self, head: u16, memory: &Memory, segments: &mut Vec<Segment>) -> Result<Chain> {
-        let mut table = self.descriptors;
-        let mut index = head;
         let mut chain = Chain { head, len: 0 };
-
-        // One more than a chain's parts, for the descriptor that refers to an indirect table.
-        for seen in 0..=MAX_PARTS {
-            let [address, rest]: [u64; 2] = table
-                .get_ref(DESCRIPTOR * usize::from(index))
-                .with_context(|| format!("descriptor {index} is outside its table"))?
-                .load();
-            let rest = u64::from_le(rest);
-            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
-            let segment = Segment {
-                address: GuestAddress(u64::from_le(address)),
-                len: len as usize,
-            };
-
-            if flags & DESC_INDIRECT != 0 {
-                ensure!(
-                    seen == 0 && flags & DESC_NEXT == 0,
-                    "an indirect table inside a chain"
-                );
-                ensure!(
-                    len as usize % DESCRIPTOR == 0,
-                    "an indirect table of {len} bytes"
-                );
-                let slice = self.pool.slice(segment);
-                table = slice.context("an indirect table outside the pool")?;
-                index = 0;
-                continue;
-            }
-            let writable = flags & DESC_WRITE != 0;
+        for buffer in self.table.chain(head, MAX_PARTS) {
+            let (segment, access) = buffer?;
             ensure!(
-                writable == (self.access == Access::Write),
-                "descriptor {index} has the wrong direction"
+                access == self.access,
+                "a descriptor has the wrong direction"
             );
-            if len != 0 {
+            if segment.len != 0 {
                 memory.check(segment)?;
                 segments.push(segment);
                 chain.len += segment.len;
             }
-            if flags & DESC_NEXT == 0 {
-                return Ok(chain);
-            }
-            index = next;
         }
-        bail!("it has more than {MAX_PARTS} descriptors, or is a loop")
+        Ok(chain)
     }
 
     /// Fills the next element of the used ring: the chain with `head` is used, and `len` bytes

@@ -14,7 +14,7 @@ use super::vring::Vring;
 use super::{accepted, device_features, ring_features};
 use crate::config::{Tuning, with_limits};
 use crate::config_space::ConfigSpace;
-use crate::device::{Device, Ring, SharedPool};
+use crate::device::{Device, Resumption, Ring, SharedPool};
 use crate::worker::Worker;
 
 /// Device id of the virtio specification.
@@ -171,8 +171,8 @@ impl Device for Vsock {
         result.map_err(|_| Errno::EINVAL)
     }
 
-    fn in_order(&self, _index: u16) -> bool {
-        true
+    fn resumption(&self, _index: u16) -> Resumption {
+        Resumption::InOrder
     }
 
     fn start_queue(&mut self, ring: Ring) -> Result<Worker> {

@@ -127,6 +127,11 @@ impl Link {
         Ok(link)
     }
 
+    /// Whether buffers go through rings of ours, and so are recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.rings.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,7 +26,7 @@ use super::join::join;
 use super::{accepted, device_features, ring_features};
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
-use crate::device::{Device, Ring, SharedPool};
+use crate::device::{Device, Resumption, Ring, SharedPool};
 use crate::worker::Worker;
 
 /// Device id of a file system.
@@ -209,8 +209,12 @@ impl Device for User {
         Ok(())
     }
 
-    fn in_order(&self, _index: u16) -> bool {
-        self.kind.in_order
+    fn resumption(&self, _index: u16) -> Resumption {
+        match (self.kind.in_order, self.link.is_recorded()) {
+            (true, _) => Resumption::InOrder,
+            (false, true) => Resumption::Recorded,
+            (false, false) => Resumption::Idle,
+        }
     }
 
     fn start_queue(&mut self, ring: Ring) -> Result<Worker> {

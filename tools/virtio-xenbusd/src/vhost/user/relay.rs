@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail};
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::shadow::Shadow;
 use crate::device::Ring;
@@ -66,10 +66,10 @@ pub fn lock(shadow: &Mutex<Shadow>) -> MutexGuard<'_, Shadow> {
 fn give(ring: &mut Ring, shadow: &mut Shadow) -> Result<bool> {
     let mut any = false;
     for _ in 0..ring.queue.size() {
-        let Some(chain) = ring.queue.iter(&ring.memory)?.next() else {
+        let Some(head) = ring.take()? else {
             break;
         };
-        shadow.give(chain.head_index())?;
+        shadow.give(head)?;
         any = true;
     }
     if any {
@@ -81,7 +81,7 @@ fn give(ring: &mut Ring, shadow: &mut Shadow) -> Result<bool> {
 fn take_back(ring: &mut Ring, shadow: &mut Shadow) -> Result<()> {
     shadow.collect()?;
     while let Some((head, len)) = shadow.next_done() {
-        ring.queue.add_used(&ring.memory, head, len)?;
+        ring.finish(head, len)?;
     }
     ring.notify()
 }

@@ -52,6 +52,7 @@ impl Place {
             name: "test".into(),
             domain: 1,
             device: 0,
+            id: 0,
             queues: 4,
             queue_size: 16,
             address_modes: None,
