@@ -29,6 +29,7 @@ mod systemd;
 mod throttle;
 mod uring;
 mod vhost;
+mod vring;
 mod worker;
 mod xenbus;
 

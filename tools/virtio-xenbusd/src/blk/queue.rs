@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
 use super::request::{Buffers, Limits, Operation, Refused};
-use crate::device::Ring;
+use crate::device::{Doorbell, Ring};
 use crate::memory::{Access, Lent, Memory, Needs, Parts, Segment, total};
 use crate::stats::Stats;
 use crate::throttle::Throttle;
 use crate::uring::{Event, Uring};
+use crate::vring::Vring;
 use crate::worker::Stop;
 
 /// The most bytes of requests under way that have to be copied between the guest and the file.
@@ -25,20 +26,28 @@ pub(super) const COPIES: usize = 2 << 20;
 
 /// Serves requests until told to stop, when all that have been begun are done.
 pub fn serve(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<()> {
-    let mut queue = Queue::new(ring, stop, disk)?;
+    let pool = ring.memory.clone();
+    let limit = usize::from(ring.queue.max_size());
+    let vring = Vring::new(&ring.queue, &pool, limit)?;
+    let mut queue = Queue::new(ring, vring, stop, disk)?;
     let result = queue.run(stop);
     // Requests of a broken ring, too: their memory is about to be unmapped.
     result.and(queue.finish())
 }
 
-struct Queue {
-    ring: Ring,
+struct Queue<'m> {
+    name: String,
+    ring: Vring<'m>,
+    doorbell: Box<dyn Doorbell>,
+    stats: Arc<Stats>,
     memory: Memory,
     disk: Arc<Disk>,
     limits: Limits,
     aio: Aio,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// The chain that was taken last.
+    segments: Vec<Segment>,
     /// The request that can begin when another one is done.
     waiting: Option<u16>,
     bounce: Bounce,
@@ -69,9 +78,9 @@ impl Slot {
     }
 }
 
-impl Queue {
-    fn new(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
-        let size = ring.queue.size();
+impl<'m> Queue<'m> {
+    fn new(ring: Ring, vring: Vring<'m>, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
+        let size = vring.size();
         let uring = Uring::new(size, stop, ring.doorbell.as_fd()).context("io_uring")?;
         let aio = Aio::new(uring, disk, &ring.memory, size);
         let needs = Needs {
@@ -85,7 +94,6 @@ impl Queue {
                 block_size: disk.block_size(),
                 readonly: disk.readonly(),
                 discard: disk.can_discard(),
-                descriptors: usize::from(ring.queue.max_size()),
             },
             disk: Arc::clone(disk),
             memory,
@@ -95,14 +103,17 @@ impl Queue {
             waiting: None,
             bounce: Bounce::new(),
             throttle: Throttle::new(),
-            ring,
+            name: ring.name,
+            ring: vring,
+            doorbell: ring.doorbell,
+            stats: ring.stats,
+            segments: Vec::new(),
         })
     }
 
     fn run(&mut self, stop: &Stop) -> Result<()> {
         loop {
             self.begin(stop)?;
-            self.ring.notify()?;
             self.memory.sweep();
             let timeout = self.memory.until_sweep();
             self.aio.wait(timeout).context("io_uring")?;
@@ -125,7 +136,12 @@ impl Queue {
             }
             self.resume()?;
         }
-        self.ring.notify()
+        self.tell()
+    }
+
+    /// Tells the driver of what is done, if it wants to know.
+    fn tell(&mut self) -> Result<()> {
+        self.ring.tell(&*self.doorbell, &self.stats)
     }
 
     /// Begins the requests that are in the ring.
@@ -135,18 +151,20 @@ impl Queue {
     fn begin(&mut self, stop: &Stop) -> Result<()> {
         self.resume()?;
         loop {
-            self.ring.queue.disable_notification(&self.ring.memory)?;
+            self.ring.disable_kicks()?;
             while let Some(slot) = self.free_slot() {
                 if stop.requested() || !self.begin_next(slot)? {
                     self.free.push(slot);
                     break;
                 }
             }
+            // A driver that takes note at once, and has more, need not ring.
+            self.tell()?;
             // Without a free slot, the next completion brings us back here.
             if stop.requested()
                 || self.waiting.is_some()
                 || self.free.is_empty()
-                || !self.ring.queue.enable_notification(&self.ring.memory)?
+                || !self.ring.enable_kicks()?
             {
                 return Ok(());
             }
@@ -173,15 +191,16 @@ impl Queue {
 
     /// Begins the next request, if there is one, in a free slot.
     fn begin_next(&mut self, index: u16) -> Result<bool> {
-        let Some(chain) = self.ring.queue.iter(&self.ring.memory)?.next() else {
+        self.segments.clear();
+        let Some(chain) = self.ring.pop(&self.memory, &mut self.segments)? else {
             return Ok(false);
         };
         let slot = self
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
-        slot.head = chain.head_index();
-        slot.buffers.collect(chain, &self.memory, &self.limits)?;
+        slot.head = chain.head;
+        slot.buffers.collect(chain, &self.segments)?;
         match slot.buffers.parse(&mut self.memory, &self.limits) {
             Ok(operation) => {
                 slot.operation = Some(operation);
@@ -235,13 +254,13 @@ impl Queue {
             match event {
                 Event::Io(slot, result) => self.finish_io(slot, result)?,
                 Event::Doorbell => {
-                    self.ring.stats.kicks.add(1);
-                    self.aio.acknowledge(self.ring.doorbell.as_fd())?;
+                    self.stats.kicks.add(1);
+                    self.aio.acknowledge(self.doorbell.as_fd())?;
                 }
                 Event::Stop => (),
             }
         }
-        self.ring.notify()
+        self.tell()
     }
 
     /// An I/O has completed with `result` bytes or a negative errno value.
@@ -296,7 +315,7 @@ impl Queue {
         let memory = &mut self.memory;
         match slot.operation {
             Some(Operation::Read { offset }) => {
-                self.ring.stats.copied.add(1);
+                self.stats.copied.add(1);
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
@@ -307,7 +326,7 @@ impl Queue {
                 Ok(len)
             }
             Some(Operation::Write { offset }) => {
-                self.ring.stats.copied.add(1);
+                self.stats.copied.add(1);
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
@@ -339,7 +358,7 @@ impl Queue {
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
-        slot.count(&self.ring.stats, status);
+        slot.count(&self.stats, status);
         // Nothing of the request is mapped any more when the driver gets it back.
         self.aio.parts(index)?.clear();
         let place = Segment {
@@ -350,10 +369,8 @@ impl Queue {
         let status = status.as_mut_slice().into();
         self.memory.scatter(&[place], 0, status)?;
         // The status is written, too.
-        let used = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
-        self.ring
-            .queue
-            .add_used(&self.ring.memory, slot.head, used)?;
+        self.ring.stage(slot.head, written + 1)?;
+        self.ring.show()?;
         slot.operation = None;
         self.free.push(index);
         Ok(())
@@ -372,7 +389,7 @@ impl Queue {
             .and_then(|slot| slot.operation);
         self.throttle.error(format_args!(
             "{}: {}: {operation:?}: {error}",
-            self.ring.name,
+            self.name,
             self.disk.path().display()
         ));
     }

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests of the virtio block device.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use virtio_queue::DescriptorChain;
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, GuestAddress};
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
-use crate::memory::{Memory, Pool, Segment, total};
+use crate::memory::{Memory, Segment, total};
+use crate::vring::Chain;
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
@@ -65,45 +64,26 @@ pub struct Limits {
     pub readonly: bool,
     /// Discards are accepted.
     pub discard: bool,
-    /// The most descriptors that a chain may have: a driver with a smaller ring than offered
-    /// still goes by `seg_max`.
-    pub descriptors: usize,
 }
 
 impl Buffers {
-    /// Takes a chain apart.
+    /// Takes a chain of these segments apart.
     ///
     /// # Errors
     ///
     /// It is no request, and there is no place for a status: the driver is broken.
-    pub fn collect(
-        &mut self,
-        chain: DescriptorChain<&Pool>,
-        memory: &Memory,
-        limits: &Limits,
-    ) -> Result<()> {
-        let head = chain.head_index();
+    pub fn collect(&mut self, chain: Chain, segments: &[Segment]) -> Result<()> {
+        let head = chain.head;
+        let (readable, writable) = segments.split_at(chain.readable);
 
-        self.data.clear();
-        self.writable.clear();
-        let mut count = 0;
-        for descriptor in chain {
-            ensure!(
-                count < limits.descriptors,
-                "chain {head} has too many descriptors"
-            );
-            self.add(memory, head, descriptor)?;
-            count += 1;
-        }
         ensure!(
-            count > 0,
-            "chain {head} has no descriptor that can be read: an indirect table must be in the \
-             pool, and whole"
-        );
-        ensure!(
-            total(&self.data) >= HEADER_SIZE,
+            total(readable) >= HEADER_SIZE,
             "chain {head} has no request header"
         );
+        self.data.clear();
+        self.data.extend_from_slice(readable);
+        self.writable.clear();
+        self.writable.extend_from_slice(writable);
         let Some(last) = self.writable.last_mut() else {
             bail!("chain {head} has no place for a status");
         };
@@ -111,30 +91,6 @@ impl Buffers {
         self.status = last.address.unchecked_add(last.len as u64);
         if last.len == 0 {
             self.writable.pop();
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, memory: &Memory, head: u16, descriptor: Descriptor) -> Result<()> {
-        let segment = Segment {
-            address: descriptor.addr(),
-            len: descriptor.len() as usize,
-        };
-
-        if segment.len == 0 {
-            return Ok(());
-        }
-        memory
-            .check(segment)
-            .with_context(|| format!("chain {head} has a bad buffer"))?;
-        if descriptor.is_write_only() {
-            self.writable.push(segment);
-        } else {
-            ensure!(
-                self.writable.is_empty(),
-                "chain {head} has a readable part after a writable"
-            );
-            self.data.push(segment);
         }
         Ok(())
     }

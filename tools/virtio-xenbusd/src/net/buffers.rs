@@ -7,9 +7,9 @@ use anyhow::Result;
 use tap::{IoVec, MAX_PARTS, copy_in};
 use vm_memory::VolatileSlice;
 
-use super::vring::Chain;
 use super::{HEADER, MAX_PACKET};
 use crate::memory::{Access, Fault, Lent, Memory, Parts, Segment, parts};
+use crate::vring::Chain;
 
 /// Buffers at hand, in the order of the ring.
 pub struct Buffers {
@@ -100,7 +100,7 @@ impl Buffers {
             Some(parts) => Place::Near(parts),
             None => Place::Far(segments.into()),
         };
-        let Chain { head, len } = chain;
+        let Chain { head, len, .. } = chain;
         let buffer = Buffer { head, len, place };
         self.room += len;
         self.far += usize::from(buffer.is_far());
