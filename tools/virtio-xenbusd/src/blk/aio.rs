@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use io_uring::{opcode, types};
@@ -180,8 +180,8 @@ impl Aio {
     }
 
     /// As [`Uring::acknowledge`].
-    pub fn acknowledge(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
-        self.uring.acknowledge(doorbell)
+    pub fn acknowledge(&mut self) -> io::Result<()> {
+        self.uring.acknowledge()
     }
 
     /// As [`Uring::wait`].

@@ -255,7 +255,7 @@ impl<'m> Queue<'m> {
                 Event::Io(slot, result) => self.finish_io(slot, result)?,
                 Event::Doorbell => {
                     self.stats.kicks.add(1);
-                    self.aio.acknowledge(self.doorbell.as_fd())?;
+                    self.aio.acknowledge()?;
                 }
                 Event::Stop => (),
             }

@@ -369,7 +369,7 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
                     while let Some(event) = uring.next_event().context("event channel")? {
                         if event == Event::Doorbell {
                             stats.kicks.add(1);
-                            uring.acknowledge(doorbell.as_fd())?;
+                            uring.acknowledge()?;
                         }
                     }
                 }
