@@ -46,8 +46,6 @@ struct Queue<'m> {
     aio: Aio,
     slots: Vec<Slot>,
     free: Vec<u16>,
-    /// The chain that was taken last.
-    segments: Vec<Segment>,
     /// The request that can begin when another one is done.
     waiting: Option<u16>,
     bounce: Bounce,
@@ -71,8 +69,10 @@ impl Slot {
         }
         stats.requests.add(1);
         match self.operation {
-            Some(Operation::Read { .. }) => stats.to_guest.add(total(&self.buffers.data) as u64),
-            Some(Operation::Write { .. }) => stats.from_guest.add(total(&self.buffers.data) as u64),
+            Some(Operation::Read { .. }) => stats.to_guest.add(total(self.buffers.data()) as u64),
+            Some(Operation::Write { .. }) => {
+                stats.from_guest.add(total(self.buffers.data()) as u64)
+            }
             _ => (),
         }
     }
@@ -107,7 +107,6 @@ impl<'m> Queue<'m> {
             ring: vring,
             doorbell: ring.doorbell,
             stats: ring.stats,
-            segments: Vec::new(),
         })
     }
 
@@ -191,16 +190,17 @@ impl<'m> Queue<'m> {
 
     /// Begins the next request, if there is one, in a free slot.
     fn begin_next(&mut self, index: u16) -> Result<bool> {
-        self.segments.clear();
-        let Some(chain) = self.ring.pop(&self.memory, &mut self.segments)? else {
-            return Ok(false);
-        };
         let slot = self
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
+        let segments = &mut slot.buffers.segments;
+        segments.clear();
+        let Some(chain) = self.ring.pop(&self.memory, segments)? else {
+            return Ok(false);
+        };
         slot.head = chain.head;
-        slot.buffers.collect(chain, &self.segments)?;
+        slot.buffers.collect(chain)?;
         match slot.buffers.parse(&mut self.memory, &self.limits) {
             Ok(operation) => {
                 slot.operation = Some(operation);
@@ -232,7 +232,7 @@ impl<'m> Queue<'m> {
         if let Some(access) = access {
             let slot = self.slots.get(usize::from(index)).context("no such slot")?;
             let parts = self.aio.parts(index)?;
-            match self.memory.lend(&slot.buffers.data, access, parts) {
+            match self.memory.lend(slot.buffers.data(), access, parts) {
                 Ok(Lent::Yes) if suits(&self.disk, parts) => (),
                 // Something is lent, and comes back.
                 Ok(Lent::Later) if self.aio.busy() > 0 => {
@@ -267,14 +267,14 @@ impl<'m> Queue<'m> {
     fn finish_io(&mut self, index: u16, result: i32) -> Result<()> {
         let slot = self.slots.get(usize::from(index)).context("no such slot")?;
         let expected = match slot.operation {
-            Some(Operation::Read { .. } | Operation::Write { .. }) => total(&slot.buffers.data),
+            Some(Operation::Read { .. } | Operation::Write { .. }) => total(slot.buffers.data()),
             _ => 0,
         };
         if usize::try_from(result) == Ok(expected) {
             let read = matches!(slot.operation, Some(Operation::Read { .. }));
             let written = if read { expected } else { 0 };
             let parts = self.aio.parts(index)?;
-            return match self.memory.settle(&slot.buffers.data, parts, written) {
+            return match self.memory.settle(slot.buffers.data(), parts, written) {
                 Ok(()) => self.answer(index, VIRTIO_BLK_S_OK as u8, written),
                 Err(fault) => self.fail(index, &fault.into()),
             };
@@ -311,7 +311,7 @@ impl<'m> Queue<'m> {
             .slots
             .get(usize::from(index))
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let segments = &slot.buffers.data;
+        let segments = slot.buffers.data();
         let memory = &mut self.memory;
         match slot.operation {
             Some(Operation::Read { offset }) => {
