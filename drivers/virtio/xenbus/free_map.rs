@@ -42,7 +42,7 @@ impl FreeMap {
         let (s, bits) = self.summary.iter().enumerate().find(|(_, b)| **b != 0)?;
         let w = s * BITS + bits.trailing_zeros() as usize;
         let unit = w * BITS + self.words.get(w)?.trailing_zeros() as usize;
-        self.mark(unit, 1, false);
+        self.mark_in_word(w, 1 << (unit % BITS), false);
         Some(unit)
     }
 
@@ -53,6 +53,11 @@ impl FreeMap {
         let first = self.find_run(count)?;
         self.mark(first, count, false);
         Some(first)
+    }
+
+    /// Gives back one unit, which is taken.
+    pub(crate) fn give_one(&mut self, unit: usize) {
+        self.mark_in_word(unit / BITS, 1 << (unit % BITS), true);
     }
 
     /// Gives back `count` units from `first` on, all of which are taken.
@@ -87,22 +92,25 @@ impl FreeMap {
             let (w, bit) = (unit / BITS, unit % BITS);
             let n = min(BITS - bit, left);
             let mask = u64::MAX >> (BITS - n) << bit;
-            let (Some(word), Some(summary)) =
-                (self.words.get_mut(w), self.summary.get_mut(w / BITS))
-            else {
-                return;
-            };
-            if free {
-                *word |= mask;
-                *summary |= 1 << (w % BITS);
-            } else {
-                *word &= !mask;
-                if *word == 0 {
-                    *summary &= !(1 << (w % BITS));
-                }
-            }
+            self.mark_in_word(w, mask, free);
             unit += n;
             left -= n;
+        }
+    }
+
+    fn mark_in_word(&mut self, w: usize, mask: u64, free: bool) {
+        let (Some(word), Some(summary)) = (self.words.get_mut(w), self.summary.get_mut(w / BITS))
+        else {
+            return;
+        };
+        if free {
+            *word |= mask;
+            *summary |= 1 << (w % BITS);
+        } else {
+            *word &= !mask;
+            if *word == 0 {
+                *summary &= !(1 << (w % BITS));
+            }
         }
     }
 }
@@ -155,7 +163,7 @@ mod tests {
         let mut map = FreeMap::new(5000)?;
         while map.take_one().is_some() {}
         for unit in [0, 1, 63, 64, 4095, 4096, 4999, 2500] {
-            map.give(unit, 1);
+            map.give_one(unit);
             assert_eq!(map.take_run(2), None);
             assert_eq!(map.take_one(), Some(unit));
             assert_eq!(map.take_one(), None);

@@ -12,7 +12,7 @@ use vm_memory::VolatileMemoryError;
 
 use crate::config_space::ConfigSpace;
 use crate::control::RING_FEATURES;
-use crate::memory::{Chain, Pool, Sharing, Table};
+use crate::memory::{Pool, Sharing};
 use crate::modes::Mode;
 use crate::record::{Kept, Taken};
 use crate::stats::Stats;
@@ -118,7 +118,7 @@ pub trait Device: Send {
 pub enum Resumption {
     /// Its buffers are used in the order in which they were made available: the ring tells where.
     InOrder,
-    /// It goes through [`Ring::take`] and [`Ring::finish`], which keep a record.
+    /// Its worker keeps [`Ring::taken`].
     Recorded,
     /// Not at all if buffers were under way: nobody knows which.
     Idle,
@@ -207,16 +207,8 @@ impl Ring {
         Ok(Some(head))
     }
 
-    /// What the buffer with `head` consists of: at most as many descriptors as the largest ring
-    /// that was offered has, as drivers with a smaller one still go by the device's limits.
-    pub fn chain(&self, head: u16) -> Result<Chain<'_>> {
-        let table = Table::new(&self.queue, &self.memory)?;
-        Ok(table.chain(head, usize::from(self.queue.max_size())))
-    }
-
     /// Gives the buffer with `head` back, `len` bytes of which were written.
     pub fn finish(&mut self, head: u16, len: u32) -> Result<()> {
-        // In this order, and the index is published with release: see `record::queue`.
         self.queue.add_used(&self.memory, head, len)?;
         self.taken.finish(head, self.queue.next_used())
     }

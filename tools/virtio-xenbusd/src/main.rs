@@ -30,6 +30,7 @@ mod systemd;
 mod throttle;
 mod uring;
 mod vhost;
+mod vring;
 mod worker;
 mod xenbus;
 

@@ -27,6 +27,9 @@ pub const INDIRECT: u16 = 4;
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x5000;
 
+/// What the doorbell tells, and is to be given back.
+const EVENT: [u8; EVENT_SIZE] = *b"port";
+
 /// Where buffers may begin.
 pub const DATA: u64 = 0x10000;
 
@@ -182,12 +185,11 @@ impl Driver {
     }
 
     fn ring_doorbell(&self) {
-        let mut acknowledged = [0; 64];
-        while (&self.kick)
-            .read(&mut acknowledged)
-            .is_ok_and(|len| len != 0)
-        {}
-        (&self.kick).write_all(&[0; EVENT_SIZE]).unwrap();
+        let mut acknowledged = EVENT;
+        while (&self.kick).read_exact(&mut acknowledged).is_ok() {
+            assert_eq!(acknowledged, EVENT);
+        }
+        (&self.kick).write_all(&EVENT).unwrap();
     }
 
     /// Waits until the device has told of buffers.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::worker::Stop;
 
@@ -23,10 +23,15 @@ pub enum Event {
 }
 
 /// What submissions other than I/Os carry, beyond all numbers of these.
-const READ: u64 = 1 << 16;
-const WRITE: u64 = 2 << 16;
+const DOORBELL: u64 = 1 << 16;
+const ACKNOWLEDGE: u64 = 2 << 16;
 const STOP: u64 = 3 << 16;
-const CANCEL: u64 = 4 << 16;
+
+/// The doorbell, among the files that the kernel keeps open for an io_uring.
+const DOORBELL_FILE: types::Fixed = types::Fixed(0);
+
+/// What to poll for. CAST: The flag is small and positive.
+const READABLE: u32 = libc::POLLIN as u32;
 
 /// Flags of `io_uring_enter(2)`: wait; and do not count that as waiting for a device, as most of
 /// it is waiting for the guest.
@@ -48,13 +53,11 @@ struct Argument {
 }
 
 /// An io_uring, used by the thread that has made it.
-///
-/// # Invariants
-///
-/// While `listening`, the kernel may write to `event`, which is on the heap.
 pub struct Uring {
     ring: IoUring,
+    /// Where the kernel puts what the doorbell tells, and takes it from.
     event: Box<[u8; xen::EVENT_SIZE]>,
+    /// Whether rings of the doorbell are reported.
     listening: bool,
     no_iowait: u32,
 }
@@ -83,29 +86,27 @@ impl Uring {
             listening: false,
             no_iowait: NO_IOWAIT,
         };
-        let entry = poll(stop.as_fd()).user_data(STOP);
+        // That spares the kernel to look it up with each event.
+        uring
+            .ring
+            .submitter()
+            .register_files(&[doorbell.as_raw_fd()])?;
+        let stop = types::Fd(stop.as_fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(stop, READABLE).build().user_data(STOP);
         // SAFETY: A poll uses no memory of ours.
         unsafe { uring.push(&entry)? };
-        uring.listen(doorbell)?;
+        uring.listen()?;
         Ok(uring)
     }
 
-    /// Has the next ring of the doorbell reported.
-    fn listen(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
-        // The event device has no way to wait in a read of io_uring's but a thread for it.
-        // One completion for both: the read's or, if that fails, the poll's.
-        let poll = poll(doorbell)
-            .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
-            .user_data(READ);
-        let (event, len) = (self.event.as_mut_ptr(), xen::EVENT_SIZE as u32);
-        let read = opcode::Read::new(fd(doorbell), event, len)
+    /// Has each ring of the doorbell reported.
+    fn listen(&mut self) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(DOORBELL_FILE, READABLE)
+            .multi(true)
             .build()
-            .user_data(READ);
-        self.make_room(2)?;
-        // SAFETY: `event` is on the heap, where it stays until the read has completed.
-        unsafe { self.ring.submission().push_multiple(&[poll, read]) }
-            .map_err(|_| io::ErrorKind::WouldBlock)?;
-        // INVARIANT: From now on the kernel may write.
+            .user_data(DOORBELL);
+        // SAFETY: A poll uses no memory of ours.
+        unsafe { self.push(&entry)? };
         self.listening = true;
         Ok(())
     }
@@ -113,16 +114,25 @@ impl Uring {
     /// Lets the driver ring again, after [`Event::Doorbell`].
     ///
     /// Takes effect with the next [`Uring::wait`]; a ring until then is not lost.
-    pub fn acknowledge(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
-        let (event, len) = (self.event.as_ptr(), xen::EVENT_SIZE as u32);
-        let entry = opcode::Write::new(fd(doorbell), event, len)
+    pub fn acknowledge(&mut self) -> io::Result<()> {
+        let (event, len) = (self.event.as_mut_ptr(), xen::EVENT_SIZE as u32);
+        let read = opcode::Read::new(DOORBELL_FILE, event, len)
+            .build()
+            .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
+            .user_data(ACKNOWLEDGE);
+        let write = opcode::Write::new(DOORBELL_FILE, event, len)
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(WRITE);
-        // SAFETY: `event` is on the heap; the kernel has copied it when the read that follows
-        // has completed, as that needs an event and so this write.
-        unsafe { self.push(&entry)? };
-        self.listen(doorbell)
+            .user_data(ACKNOWLEDGE);
+        self.make_room(2)?;
+        // SAFETY: `event` is on the heap as long as the ring is there. Neither waits, as the file
+        // is non-blocking: they are done with it when they have been submitted.
+        unsafe { self.ring.submission().push_multiple(&[read, write]) }
+            .map_err(|_| io::ErrorKind::WouldBlock)?;
+        match self.listening {
+            true => Ok(()),
+            false => self.listen(),
+        }
     }
 
     /// Begins an I/O. Its user data is its number, of 16 bits.
@@ -185,55 +195,24 @@ impl Uring {
         while let Some(completion) = self.ring.completion().next() {
             let result = completion.result();
             match completion.user_data() {
-                READ => {
-                    // INVARIANT: The read has completed.
-                    self.listening = false;
-                    return match usize::try_from(result) {
-                        Ok(xen::EVENT_SIZE) => Ok(Some(Event::Doorbell)),
-                        _ => Err(io::Error::from_raw_os_error(result.saturating_neg())),
+                DOORBELL => {
+                    self.listening = cqueue::more(completion.flags());
+                    return match u32::try_from(result) {
+                        Ok(events) if events & READABLE != 0 => Ok(Some(Event::Doorbell)),
+                        Ok(_) => Err(io::ErrorKind::BrokenPipe.into()),
+                        Err(_) => Err(io::Error::from_raw_os_error(result.saturating_neg())),
                     };
                 }
-                // Only failures are reported.
-                WRITE => return Err(io::Error::from_raw_os_error(result.saturating_neg())),
+                // An event may be reported twice. Of others, only failures are.
+                ACKNOWLEDGE if result == -libc::EAGAIN => (),
+                ACKNOWLEDGE => {
+                    return Err(io::Error::from_raw_os_error(result.saturating_neg()));
+                }
                 STOP => return Ok(Some(Event::Stop)),
-                CANCEL => (),
                 // CAST: The numbers of I/Os have 16 bits.
                 number => return Ok(Some(Event::Io(number as u16, result))),
             }
         }
         Ok(None)
     }
-
-    /// Has the kernel let go of `event`.
-    fn stop_listening(&mut self) -> io::Result<()> {
-        let entry = opcode::AsyncCancel::new(READ).build().user_data(CANCEL);
-        // SAFETY: A cancellation uses no memory of ours.
-        unsafe { self.push(&entry)? };
-        while self.listening {
-            self.wait(None)?;
-            // A cancelled read is an error, which is what is wanted.
-            while !matches!(self.next_event(), Ok(None)) {}
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Uring {
-    fn drop(&mut self) {
-        if let Err(error) = self.stop_listening() {
-            log::error!("io_uring: {error}");
-            // The kernel may still write to it.
-            std::mem::forget(std::mem::take(&mut self.event));
-        }
-    }
-}
-
-/// Waits until the descriptor is readable.
-fn poll(readable: BorrowedFd<'_>) -> squeue::Entry {
-    // CAST: The flags are small and positive.
-    opcode::PollAdd::new(fd(readable), libc::POLLIN as u32).build()
-}
-
-fn fd(fd: BorrowedFd<'_>) -> types::Fd {
-    types::Fd(fd.as_raw_fd())
 }

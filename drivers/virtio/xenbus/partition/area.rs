@@ -2,10 +2,7 @@
 
 //! A range of the pool in units of one size, and which buffer has which of them.
 
-use core::{
-    cmp::max,
-    ops::Range, //
-};
+use core::ops::Range;
 
 use kernel::prelude::*;
 
@@ -71,20 +68,23 @@ impl Area {
         self.used
     }
 
-    /// The number of units that `len` bytes take, at least one.
+    /// The number of units that `len` bytes take, which are more than one unit.
     fn units_of(&self, len: usize) -> usize {
-        max(len.div_ceil(1 << self.shift), 1)
+        len.div_ceil(1 << self.shift)
     }
 
     /// Finds units in a row for `len` bytes and returns the pool offset of the first.
     pub(super) fn alloc(&mut self, len: usize, tag: usize) -> Option<usize> {
         let mut left = u32::try_from(len).ok()?;
+        if len <= 1 << self.shift {
+            let at = self.free.take_one()?;
+            let first = true;
+            *self.units.get_mut(at)? = Unit { tag, left, first };
+            self.used += 1 << self.shift;
+            return Some(self.base + (at << self.shift));
+        }
         let count = self.units_of(len);
-        let first = if count == 1 {
-            self.free.take_one()?
-        } else {
-            self.free.take_run(count)?
-        };
+        let first = self.free.take_run(count)?;
 
         let mut tag = tag;
         for (i, unit) in self.units.iter_mut().skip(first).take(count).enumerate() {
@@ -109,15 +109,23 @@ impl Area {
     pub(super) fn free(&mut self, offset: usize, len: usize) -> Option<usize> {
         let at = offset.checked_sub(self.base)?;
         let first = at >> self.shift;
-        let count = self.units_of(len);
-        let units = self.units.get_mut(first..first.checked_add(count)?)?;
-        let unit = *units.first()?;
+        let unit = self.units.get_mut(first)?;
+        let tag = unit.tag;
         if first << self.shift != at || !unit.first || unit.left as usize != len {
             return None;
         }
-        units.fill(Unit::FREE);
+        if len <= 1 << self.shift {
+            *unit = Unit::FREE;
+            self.free.give_one(first);
+            self.used -= 1 << self.shift;
+            return Some(tag);
+        }
+        let count = self.units_of(len);
+        self.units
+            .get_mut(first..first.checked_add(count)?)?
+            .fill(Unit::FREE);
         self.free.give(first, count);
         self.used -= count << self.shift;
-        Some(unit.tag)
+        Some(tag)
     }
 }

@@ -206,6 +206,9 @@ struct Own {
 pub(crate) struct QueueMap {
     memory: Arc<SharedPages>,
 
+    /// Whether every buffer is copied, so that there is no need to ask.
+    copies_all: bool,
+
     #[pin]
     own: SpinLockIrq<Own>,
 
@@ -227,6 +230,7 @@ impl QueueMap {
         observer: Arc<dyn Observer>,
         source: Source,
     ) -> impl PinInit<Self> {
+        let copies_all = matches!(direct, Direct::Nothing);
         let own = Own {
             partition,
             direct,
@@ -234,6 +238,7 @@ impl QueueMap {
         };
         pin_init!(Self {
             memory,
+            copies_all,
             own <- new_spinlock_irq!(own, "virtio_xenbus_queue_pool"),
             overflow,
             observer,
@@ -370,7 +375,7 @@ impl QueueMap {
     ) -> Option<u64> {
         // To copy so few bytes is cheaper than all that follows, and a status byte has its value
         // beforehand only there.
-        if size <= CHUNK {
+        if self.copies_all || size <= CHUNK {
             return None;
         }
         let mut own = self.own.lock();

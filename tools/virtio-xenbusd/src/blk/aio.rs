@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use io_uring::{opcode, types};
@@ -180,8 +180,8 @@ impl Aio {
     }
 
     /// As [`Uring::acknowledge`].
-    pub fn acknowledge(&mut self, doorbell: BorrowedFd<'_>) -> io::Result<()> {
-        self.uring.acknowledge(doorbell)
+    pub fn acknowledge(&mut self) -> io::Result<()> {
+        self.uring.acknowledge()
     }
 
     /// As [`Uring::wait`].
@@ -225,17 +225,32 @@ fn write_flags(durable: bool) -> i32 {
 /// Reads or writes without io_uring. `None` for other I/O.
 fn do_at_once(fd: types::Fd, io: Io, vectors: &[IoVec<'_>]) -> Option<i32> {
     let count = i32::try_from(vectors.len()).ok()?;
-    let vectors = vectors.as_ptr().cast::<libc::iovec>();
+    let all = vectors.as_ptr().cast::<libc::iovec>();
     // CAST: Offsets are inside of a file, and what is done at once is at most 2 GiB (rw(2)).
     // SAFETY: An `IoVec` is a transparent `struct iovec`, whose memory can be used while it is
     // borrowed; what must not be written is not read into.
     let result = unsafe {
-        match io {
-            Io::Read(offset) => libc::preadv(fd.0, vectors, count, offset as i64),
-            Io::Write { offset, durable } => {
-                libc::pwritev2(fd.0, vectors, count, offset as i64, write_flags(durable))
+        match (io, vectors) {
+            // As with one vector below; the kernel has less to do.
+            (Io::Read(offset), [one]) => {
+                let to = one.slice().ptr_guard_mut().as_ptr().cast();
+                libc::pread(fd.0, to, one.len(), offset as i64)
             }
-            Io::Sync | Io::Allocate { .. } => return None,
+            (
+                Io::Write {
+                    offset,
+                    durable: false,
+                },
+                [one],
+            ) => {
+                let from = one.slice().ptr_guard().as_ptr().cast();
+                libc::pwrite(fd.0, from, one.len(), offset as i64)
+            }
+            (Io::Read(offset), _) => libc::preadv(fd.0, all, count, offset as i64),
+            (Io::Write { offset, durable }, _) => {
+                libc::pwritev2(fd.0, all, count, offset as i64, write_flags(durable))
+            }
+            (Io::Sync | Io::Allocate { .. }, _) => return None,
         }
     };
     Some(match result {

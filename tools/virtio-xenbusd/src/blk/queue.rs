@@ -12,11 +12,13 @@ use virtio_queue::QueueT;
 use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
 use super::request::{Buffers, Limits, Operation, Refused};
-use crate::device::Ring;
+use crate::device::{Doorbell, Ring};
 use crate::memory::{Access, Lent, Memory, Needs, Parts, Segment, total};
+use crate::record::Taken;
 use crate::stats::Stats;
 use crate::throttle::Throttle;
 use crate::uring::{Event, Uring};
+use crate::vring::Vring;
 use crate::worker::Stop;
 
 /// The most bytes of requests under way that have to be copied between the guest and the file.
@@ -25,14 +27,24 @@ pub(super) const COPIES: usize = 2 << 20;
 
 /// Serves requests until told to stop, when all that have been begun are done.
 pub fn serve(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<()> {
-    let mut queue = Queue::new(ring, stop, disk)?;
+    let pool = ring.memory.clone();
+    let limit = usize::from(ring.queue.max_size());
+    let vring = Vring::new(&ring.queue, &pool, limit)?;
+    let mut queue = Queue::new(ring, vring, stop, disk)?;
     let result = queue.run(stop);
     // Requests of a broken ring, too: their memory is about to be unmapped.
     result.and(queue.finish())
 }
 
-struct Queue {
-    ring: Ring,
+struct Queue<'m> {
+    name: String,
+    ring: Vring<'m>,
+    /// The requests that were taken from the ring and not finished.
+    taken: Taken,
+    /// Those of them that an earlier daemon has taken, and that have not been begun yet.
+    left: Vec<u16>,
+    doorbell: Box<dyn Doorbell>,
+    stats: Arc<Stats>,
     memory: Memory,
     disk: Arc<Disk>,
     limits: Limits,
@@ -62,16 +74,18 @@ impl Slot {
         }
         stats.requests.add(1);
         match self.operation {
-            Some(Operation::Read { .. }) => stats.to_guest.add(total(&self.buffers.data) as u64),
-            Some(Operation::Write { .. }) => stats.from_guest.add(total(&self.buffers.data) as u64),
+            Some(Operation::Read { .. }) => stats.to_guest.add(total(self.buffers.data()) as u64),
+            Some(Operation::Write { .. }) => {
+                stats.from_guest.add(total(self.buffers.data()) as u64)
+            }
             _ => (),
         }
     }
 }
 
-impl Queue {
-    fn new(ring: Ring, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
-        let size = ring.queue.size();
+impl<'m> Queue<'m> {
+    fn new(ring: Ring, vring: Vring<'m>, stop: &Stop, disk: &Arc<Disk>) -> Result<Self> {
+        let size = vring.size();
         let uring = Uring::new(size, stop, ring.doorbell.as_fd()).context("io_uring")?;
         let aio = Aio::new(uring, disk, &ring.memory, size);
         let needs = Needs {
@@ -94,14 +108,18 @@ impl Queue {
             waiting: None,
             bounce: Bounce::new(),
             throttle: Throttle::new(),
-            ring,
+            name: ring.name,
+            ring: vring,
+            taken: ring.taken,
+            left: ring.left,
+            doorbell: ring.doorbell,
+            stats: ring.stats,
         })
     }
 
     fn run(&mut self, stop: &Stop) -> Result<()> {
         loop {
             self.begin(stop)?;
-            self.ring.notify()?;
             self.memory.sweep();
             let timeout = self.memory.until_sweep();
             self.aio.wait(timeout).context("io_uring")?;
@@ -124,7 +142,12 @@ impl Queue {
             }
             self.resume()?;
         }
-        self.ring.notify()
+        self.tell()
+    }
+
+    /// Tells the driver of what is done, if it wants to know.
+    fn tell(&mut self) -> Result<()> {
+        self.ring.tell(&*self.doorbell, &self.stats)
     }
 
     /// Begins the requests that are in the ring.
@@ -134,18 +157,20 @@ impl Queue {
     fn begin(&mut self, stop: &Stop) -> Result<()> {
         self.resume()?;
         loop {
-            self.ring.queue.disable_notification(&self.ring.memory)?;
+            self.ring.disable_kicks()?;
             while let Some(slot) = self.free_slot() {
                 if stop.requested() || !self.begin_next(slot)? {
                     self.free.push(slot);
                     break;
                 }
             }
+            // A driver that takes note at once, and has more, need not ring.
+            self.tell()?;
             // Without a free slot, the next completion brings us back here.
             if stop.requested()
                 || self.waiting.is_some()
                 || self.free.is_empty()
-                || !self.ring.queue.enable_notification(&self.ring.memory)?
+                || !self.ring.enable_kicks()?
             {
                 return Ok(());
             }
@@ -172,17 +197,24 @@ impl Queue {
 
     /// Begins the next request, if there is one, in a free slot.
     fn begin_next(&mut self, index: u16) -> Result<bool> {
-        let Some(head) = self.ring.take()? else {
-            return Ok(false);
-        };
         let slot = self
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
-        slot.head = head;
-        slot.buffers
-            .collect(self.ring.chain(head)?, &self.memory)
-            .with_context(|| format!("chain {head}"))?;
+        let segments = &mut slot.buffers.segments;
+        segments.clear();
+        let chain = match self.left.pop() {
+            Some(head) => self.ring.chain(head, &self.memory, segments)?,
+            None => {
+                let Some(chain) = self.ring.pop(&self.memory, segments)? else {
+                    return Ok(false);
+                };
+                self.taken.take(chain.head, self.ring.size())?;
+                chain
+            }
+        };
+        slot.head = chain.head;
+        slot.buffers.collect(chain)?;
         match slot.buffers.parse(&mut self.memory, &self.limits) {
             Ok(operation) => {
                 slot.operation = Some(operation);
@@ -214,7 +246,7 @@ impl Queue {
         if let Some(access) = access {
             let slot = self.slots.get(usize::from(index)).context("no such slot")?;
             let parts = self.aio.parts(index)?;
-            match self.memory.lend(&slot.buffers.data, access, parts) {
+            match self.memory.lend(slot.buffers.data(), access, parts) {
                 Ok(Lent::Yes) if suits(&self.disk, parts) => (),
                 // Something is lent, and comes back.
                 Ok(Lent::Later) if self.aio.busy() > 0 => {
@@ -236,27 +268,27 @@ impl Queue {
             match event {
                 Event::Io(slot, result) => self.finish_io(slot, result)?,
                 Event::Doorbell => {
-                    self.ring.stats.kicks.add(1);
-                    self.aio.acknowledge(self.ring.doorbell.as_fd())?;
+                    self.stats.kicks.add(1);
+                    self.aio.acknowledge()?;
                 }
                 Event::Stop => (),
             }
         }
-        self.ring.notify()
+        self.tell()
     }
 
     /// An I/O has completed with `result` bytes or a negative errno value.
     fn finish_io(&mut self, index: u16, result: i32) -> Result<()> {
         let slot = self.slots.get(usize::from(index)).context("no such slot")?;
         let expected = match slot.operation {
-            Some(Operation::Read { .. } | Operation::Write { .. }) => total(&slot.buffers.data),
+            Some(Operation::Read { .. } | Operation::Write { .. }) => total(slot.buffers.data()),
             _ => 0,
         };
         if usize::try_from(result) == Ok(expected) {
             let read = matches!(slot.operation, Some(Operation::Read { .. }));
             let written = if read { expected } else { 0 };
             let parts = self.aio.parts(index)?;
-            return match self.memory.settle(&slot.buffers.data, parts, written) {
+            return match self.memory.settle(slot.buffers.data(), parts, written) {
                 Ok(()) => self.answer(index, VIRTIO_BLK_S_OK as u8, written),
                 Err(fault) => self.fail(index, &fault.into()),
             };
@@ -293,11 +325,11 @@ impl Queue {
             .slots
             .get(usize::from(index))
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let segments = &slot.buffers.data;
+        let segments = slot.buffers.data();
         let memory = &mut self.memory;
         match slot.operation {
             Some(Operation::Read { offset }) => {
-                self.ring.stats.copied.add(1);
+                self.stats.copied.add(1);
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
@@ -308,7 +340,7 @@ impl Queue {
                 Ok(len)
             }
             Some(Operation::Write { offset }) => {
-                self.ring.stats.copied.add(1);
+                self.stats.copied.add(1);
                 let len = total(segments);
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
@@ -340,7 +372,7 @@ impl Queue {
             .slots
             .get_mut(usize::from(index))
             .context("no such slot")?;
-        slot.count(&self.ring.stats, status);
+        slot.count(&self.stats, status);
         // Nothing of the request is mapped any more when the driver gets it back.
         self.aio.parts(index)?.clear();
         let place = Segment {
@@ -351,8 +383,9 @@ impl Queue {
         let status = status.as_mut_slice().into();
         self.memory.scatter(&[place], 0, status)?;
         // The status is written, too.
-        let used = u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1);
-        self.ring.finish(slot.head, used)?;
+        self.ring.stage(slot.head, written + 1)?;
+        self.ring.show()?;
+        self.taken.finish(slot.head, self.ring.used())?;
         slot.operation = None;
         self.free.push(index);
         Ok(())
@@ -371,7 +404,7 @@ impl Queue {
             .and_then(|slot| slot.operation);
         self.throttle.error(format_args!(
             "{}: {}: {operation:?}: {error}",
-            self.ring.name,
+            self.name,
             self.disk.path().display()
         ));
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Requests of the virtio block device.
 
+use std::ops::Range;
+
 use anyhow::{Result, bail, ensure};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
@@ -10,7 +12,8 @@ use virtio_bindings::bindings::virtio_blk::{
 use vm_memory::{Address, GuestAddress};
 
 use super::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
-use crate::memory::{Access, Chain, Memory, Segment, total};
+use crate::memory::{Memory, Segment, total};
+use crate::vring::Chain;
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
@@ -45,9 +48,13 @@ const UNSUPP: Refused = Refused(VIRTIO_BLK_S_UNSUPP as u8);
 /// The buffers of a request.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    /// What the device reads; after parsing, what it works on. None of them is empty.
-    pub data: Vec<Segment>,
-    writable: Vec<Segment>,
+    /// All of them, as [`Vring::pop`](crate::vring::Vring::pop) has found them; after
+    /// [`Buffers::collect`] without the status, after [`Buffers::parse`] without the header.
+    pub segments: Vec<Segment>,
+    /// How many of them the device reads.
+    readable: usize,
+    /// Which of them the request is about.
+    data: Range<usize>,
     /// Where the status goes.
     pub status: GuestAddress,
 }
@@ -66,59 +73,48 @@ pub struct Limits {
 }
 
 impl Buffers {
-    /// Takes a chain apart.
+    /// What the request is about, after [`Buffers::parse`]. None of them is empty.
+    pub fn data(&self) -> &[Segment] {
+        self.segments.get(self.data.clone()).unwrap_or_default()
+    }
+
+    /// Takes a chain, which is in `segments`, apart.
     ///
     /// # Errors
     ///
     /// It is no request, and there is no place for a status: the driver is broken.
-    pub fn collect(&mut self, chain: Chain<'_>, memory: &Memory) -> Result<()> {
-        self.data.clear();
-        self.writable.clear();
-        for buffer in chain {
-            let (segment, access) = buffer?;
-            self.add(memory, segment, access)?;
-        }
-        ensure!(total(&self.data) >= HEADER_SIZE, "it has no request header");
-        let Some(last) = self.writable.last_mut() else {
-            bail!("it has no place for a status");
+    pub fn collect(&mut self, chain: Chain) -> Result<()> {
+        let head = chain.head;
+        let (readable, writable) = self.segments.split_at_mut(chain.readable);
+
+        ensure!(
+            total(readable) >= HEADER_SIZE,
+            "chain {head} has no request header"
+        );
+        let Some(last) = writable.last_mut() else {
+            bail!("chain {head} has no place for a status");
         };
         last.len -= 1;
         self.status = last.address.unchecked_add(last.len as u64);
         if last.len == 0 {
-            self.writable.pop();
+            self.segments.pop();
         }
+        self.readable = chain.readable;
+        self.data = 0..self.readable;
         Ok(())
     }
 
-    fn add(&mut self, memory: &Memory, segment: Segment, access: Access) -> Result<()> {
-        if segment.len == 0 {
-            return Ok(());
-        }
-        memory.check(segment)?;
-        match access {
-            Access::Write => self.writable.push(segment),
-            Access::Read => {
-                ensure!(
-                    self.writable.is_empty(),
-                    "it has a readable part after a writable"
-                );
-                self.data.push(segment);
-            }
-        }
-        Ok(())
-    }
-
-    /// Decides what is to be done, and leaves the buffers for it in `data`.
+    /// Decides what is to be done, and leaves the buffers for it in [`Buffers::data`].
     pub fn parse(&mut self, memory: &mut Memory, limits: &Limits) -> Result<Operation, Refused> {
         let mut header = [0; HEADER_SIZE];
         self.read(memory, &mut header)?;
-        skip_front(&mut self.data, HEADER_SIZE);
+        self.skip_header();
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
 
         match u32::from_le_bytes([t0, t1, t2, t3]) {
             VIRTIO_BLK_T_IN => {
-                std::mem::swap(&mut self.data, &mut self.writable);
+                self.data = self.readable..self.segments.len();
                 let offset = self.check_data(sector, limits)?;
                 Ok(Operation::Read { offset })
             }
@@ -129,7 +125,7 @@ impl Buffers {
             }
             VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
             VIRTIO_BLK_T_GET_ID => {
-                std::mem::swap(&mut self.data, &mut self.writable);
+                self.data = self.readable..self.segments.len();
                 Ok(Operation::GetId)
             }
             VIRTIO_BLK_T_DISCARD if limits.discard => {
@@ -161,16 +157,31 @@ impl Buffers {
         }
     }
 
+    /// Takes the header away from the beginning of the data.
+    fn skip_header(&mut self) {
+        let mut left = HEADER_SIZE;
+        for segment in &mut self.segments {
+            let skipped = left.min(segment.len);
+            segment.address = segment.address.unchecked_add(skipped as u64);
+            segment.len -= skipped;
+            left -= skipped;
+            if segment.len > 0 {
+                break;
+            }
+            self.data.start += 1;
+        }
+    }
+
     /// Fills `buffer` from the beginning of the data.
     fn read(&self, memory: &mut Memory, buffer: &mut [u8]) -> Result<(), Refused> {
         memory
-            .gather(&self.data, 0, buffer.into())
+            .gather(self.data(), 0, buffer.into())
             .map_err(|_| IOERR)
     }
 
     /// Checks that the data lies inside the disk; its offset.
     fn check_data(&self, sector: u64, limits: &Limits) -> Result<u64, Refused> {
-        let len = total(&self.data) as u64;
+        let len = total(self.data()) as u64;
         check_range(sector, len, limits)
     }
 
@@ -181,12 +192,12 @@ impl Buffers {
         limits: &Limits,
         max_sectors: u32,
     ) -> Result<(u64, u64, u32), Refused> {
-        if total(&self.data) != RANGE_SIZE {
+        if total(self.data()) != RANGE_SIZE {
             return Err(IOERR);
         }
         let mut bytes = [0; RANGE_SIZE];
         self.read(memory, &mut bytes)?;
-        self.data.clear();
+        self.data = 0..0;
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
@@ -200,17 +211,6 @@ impl Buffers {
             u32::from_le_bytes(flags),
         ))
     }
-}
-
-/// Takes `len` bytes away from the beginning of `segments`.
-fn skip_front(segments: &mut Vec<Segment>, mut len: usize) {
-    segments.retain_mut(|segment| {
-        let skipped = len.min(segment.len);
-        segment.address = segment.address.unchecked_add(skipped as u64);
-        segment.len -= skipped;
-        len -= skipped;
-        segment.len > 0
-    });
 }
 
 fn check_writable(limits: &Limits) -> Result<(), Refused> {

@@ -6,7 +6,6 @@
 //! brings what was written there to the guest, and clearing the parts ends the loan.
 
 mod bounce;
-mod chain;
 mod frames;
 mod grants;
 mod parts;
@@ -22,7 +21,6 @@ use std::time::Duration;
 use vm_memory::VolatileSlice;
 
 use self::bounce::Bounce;
-pub use self::chain::{Chain, Table};
 use self::frames::Cache;
 pub use self::frames::{DomainFrames, Frames};
 pub use self::grants::{DomainGrants, Grants};

@@ -7,9 +7,9 @@ use anyhow::Result;
 use tap::{IoVec, MAX_PARTS, copy_in};
 use vm_memory::VolatileSlice;
 
-use super::vring::Chain;
 use super::{HEADER, MAX_PACKET};
 use crate::memory::{Fault, Kind, Memory, Parts, Segment, parts};
+use crate::vring::Chain;
 
 /// Buffers at hand, in the order of the ring.
 pub struct Buffers {

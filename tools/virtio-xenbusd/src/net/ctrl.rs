@@ -2,19 +2,20 @@
 //! Commands of the control queue (virtio 5.1.6.5).
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use anyhow::Result;
 use nix::poll::PollFlags;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::card::Card;
 use super::features;
 use super::mac::Mac;
 use super::wait;
 use crate::device::Ring;
-use crate::memory::{Fault, Memory, Needs, Pool, Segment, total};
+use crate::memory::{Fault, Memory, Needs, Segment, total};
 use crate::stats::Stats;
+use crate::vring::Vring;
 use crate::worker::Stop;
 
 /// Answers to a command.
@@ -40,69 +41,57 @@ const MQ_VQ_PAIRS_SET: u8 = 0;
 const GUEST_OFFLOADS_SET: u8 = 0;
 
 /// Carries out the commands in `ring`, for a guest that has accepted `accepted`.
-pub fn serve(mut ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<()> {
-    let mut memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats)?;
+pub fn serve(ring: Ring, stop: &Stop, card: &Card, accepted: u64) -> Result<()> {
+    let stats = &Arc::clone(&ring.stats);
+    let mut memory = Memory::new(&ring.memory, &ring.sharing, Needs::default(), stats)?;
+    let Ring {
+        queue,
+        memory: pool,
+        mut doorbell,
+        ..
+    } = ring;
+    let mut vring = Vring::new(&queue, &pool, usize::from(queue.max_size()))?;
+    let mut segments = Vec::new();
     while !stop.requested() {
-        ring.queue.disable_notification(&ring.memory)?;
+        vring.disable_kicks()?;
         for _ in 0..BATCH {
-            let Some(chain) = ring.queue.iter(&ring.memory)?.next() else {
+            segments.clear();
+            let Some(chain) = vring.pop(&memory, &mut segments)? else {
                 break;
             };
-            let head = chain.head_index();
-            let written = answer(chain, &mut memory, card, accepted, &ring.stats);
-            ring.queue.add_used(&ring.memory, head, written)?;
+            let (readable, writable) = segments.split_at(chain.readable);
+            let done = read(readable, &mut memory)
+                .is_ok_and(|command| carry_out(&command, card, accepted));
+            let written = answer(done, writable, &mut memory, stats).unwrap_or(0);
+            vring.stage(chain.head, written)?;
         }
-        ring.notify()?;
-        if !ring.queue.enable_notification(&ring.memory)? {
+        vring.tell(&*doorbell, stats)?;
+        if !vring.enable_kicks()? {
             wait(
-                [stop.as_fd(), ring.doorbell.as_fd()].map(|fd| (fd, PollFlags::POLLIN)),
+                [stop.as_fd(), doorbell.as_fd()].map(|fd| (fd, PollFlags::POLLIN)),
                 memory.until_sweep(),
             )?;
             memory.sweep();
-            ring.stats.kicks.add(ring.doorbell.acknowledge()?.into());
+            stats.kicks.add(doorbell.acknowledge()?.into());
         }
     }
     Ok(())
 }
 
-/// Carries out the command in `chain`; how many bytes of answer were written.
+/// Answers a command; how many bytes were written.
 fn answer(
-    chain: DescriptorChain<&Pool>,
+    done: bool,
+    writable: &[Segment],
     memory: &mut Memory,
-    card: &Card,
-    accepted: u64,
     stats: &Stats,
-) -> u32 {
-    let readable = segments(chain.clone().readable(), memory);
-    let command = readable.and_then(|segments| read(&segments, memory));
-    let done = command.is_ok_and(|bytes| carry_out(&bytes, card, accepted));
+) -> Result<usize, Fault> {
     let (ack, count) = match done {
         true => (OK, &stats.requests),
         false => (ERR, &stats.errors),
     };
     count.add(1);
-    let writable = segments(chain.writable(), memory);
-    let written = writable.and_then(|segments| {
-        let mut ack = [ack];
-        memory.scatter(&segments, 0, ack.as_mut_slice().into())?;
-        Ok(!segments.is_empty())
-    });
-    u32::from(written.unwrap_or(false))
-}
-
-/// What the descriptors name, if all of it is in `memory`.
-fn segments(
-    descriptors: impl Iterator<Item = Descriptor>,
-    memory: &Memory,
-) -> Result<Vec<Segment>, Fault> {
-    let segments = descriptors.map(|descriptor| Segment {
-        address: descriptor.addr(),
-        len: descriptor.len() as usize,
-    });
-    segments
-        .filter(|segment| segment.len > 0)
-        .map(|segment| memory.check(segment).map(|()| segment))
-        .collect()
+    memory.scatter(writable, 0, [ack].as_mut_slice().into())?;
+    Ok(total(writable).min(1))
 }
 
 /// What `segments` hold; of what is too long, more than [`MAX_COMMAND`] bytes.

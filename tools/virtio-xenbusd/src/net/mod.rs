@@ -11,7 +11,6 @@ mod rx;
 mod settings;
 mod tx;
 mod vhost;
-mod vring;
 
 #[cfg(test)]
 mod tests;
@@ -26,16 +25,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::card::Card;
 pub use self::settings::Settings;
-use self::vring::Vring;
 use crate::config::Tuning;
 use crate::config_space::ConfigSpace;
 use crate::control::RING_FEATURES;
 use crate::device::{Device, Resumption, Ring, SharedPool};
-use crate::memory::{Access, Memory, Needs};
+use crate::memory::{Memory, Needs};
 use crate::modes::Mode;
 use crate::record::Kept;
 use crate::uring::{Event, Uring};
 use crate::vhost::ring_features;
+use crate::vring::Vring;
 use crate::worker::{Stop, Worker};
 
 /// Bytes of a packet's virtio header, `struct virtio_net_hdr_v1`.
@@ -304,16 +303,13 @@ fn receive(ring: Ring, stop: &Stop, card: &Card, pair: u16, mode: rx::Mode) -> R
     } = ring;
     let tap = card.tap(pair)?;
     let mut spill = rx::spill_buffer();
-    let vring = Vring::new(&queue, &pool, Access::Write)?;
+    let vring = Vring::new(&queue, &pool, tap::MAX_PARTS)?;
     let mut receiver = rx::Receiver::new(vring, memory, tap, stats, mode, &mut spill);
 
     receiver.ring().disable_kicks()?;
     while !stop.requested() {
         let wants = receiver.run()?;
-        if receiver.ring().publish()? {
-            doorbell.notify()?;
-            stats.interrupts.add(1);
-        }
+        receiver.ring().tell(&*doorbell, stats)?;
         let sweep = receiver.sweep();
         match wants {
             rx::Wants::Turn => (),
@@ -352,17 +348,14 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
         ..
     } = ring;
     let tap = card.tap(pair)?;
-    let vring = Vring::new(&queue, &pool, Access::Read)?;
+    let vring = Vring::new(&queue, &pool, tap::MAX_PARTS)?;
     let mut sender = tx::Sender::new(vring, memory, tap, stats);
     let mut uring = Uring::new(0, stop, doorbell.as_fd()).context("io_uring")?;
 
     sender.ring().disable_kicks()?;
     while !stop.requested() {
         let wants = sender.run()?;
-        if sender.ring().publish()? {
-            doorbell.notify()?;
-            stats.interrupts.add(1);
-        }
+        sender.ring().tell(&*doorbell, stats)?;
         let sweep = sender.sweep();
         match wants {
             tx::Wants::Turn => (),
@@ -381,7 +374,7 @@ fn transmit(ring: Ring, stop: &Stop, card: &Card, pair: u16) -> Result<()> {
                     while let Some(event) = uring.next_event().context("event channel")? {
                         if event == Event::Doorbell {
                             stats.kicks.add(1);
-                            uring.acknowledge(doorbell.as_fd())?;
+                            uring.acknowledge()?;
                         }
                     }
                 }

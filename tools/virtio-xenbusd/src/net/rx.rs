@@ -15,10 +15,10 @@ use tap::{IoVec, copy_in};
 use vm_memory::VolatileSlice;
 
 use super::buffers::Buffers;
-use super::vring::Vring;
 use super::{BATCH_BYTES, BATCH_PACKETS, HEADER, MAX_PACKET};
 use crate::memory::{Fault, Memory, Segment};
 use crate::stats::Stats;
+use crate::vring::Vring;
 
 /// Where in the header the number of buffers stands.
 const NUM_BUFFERS: usize = 10;
@@ -219,6 +219,7 @@ impl<'m> Receiver<'m> {
             let Some(chain) = self.ring.pop(&self.memory, &mut self.segments)? else {
                 break;
             };
+            ensure!(chain.readable == 0, "a receive buffer that is to be read");
             ensure!(
                 chain.len >= HEADER,
                 "a receive buffer of {} bytes",

@@ -7,12 +7,12 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::vring::{Chain, Vring};
 use super::{BATCH_BYTES, BATCH_PACKETS, HEADER, MAX_PACKET};
 use crate::memory::{Access, Fault, Lent, Memory, Parts, Segment};
 use crate::stats::Stats;
+use crate::vring::{Chain, Vring};
 
 /// Bytes of the longest packet with its header.
 pub const LONGEST: usize = HEADER + MAX_PACKET;
@@ -103,6 +103,10 @@ impl<'m> Sender<'m> {
 
     /// Puts the packet in `segments` into `parts`; `false` if it is none that can be sent.
     fn lend(&mut self, chain: Chain) -> Result<bool> {
+        ensure!(
+            chain.readable == self.segments.len(),
+            "a packet to send that is to be written"
+        );
         // The kernel would try to find memory for a packet of any length.
         if !(HEADER..=LONGEST).contains(&chain.len) {
             return Ok(false);

@@ -95,7 +95,7 @@ fn bad_frames_fail_their_requests() {
     disk.driver.descriptor(0, 0, PAGE, 48, INDIRECT, 0);
     disk.driver.submit(0);
     let error = disk.breaks();
-    assert!(error.contains("table outside the pool"), "{error}");
+    assert!(error.contains("indirect table outside the pool"), "{error}");
 
     let (mut disk, _frames) = fixture("no-frame", true, false);
     disk.header(READ, 0);

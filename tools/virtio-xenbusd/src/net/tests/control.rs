@@ -54,12 +54,15 @@ fn command_without_room_for_an_answer_is_returned() {
     let mut net = card("", 1);
     net.set_features(MERGEABLE.into()).unwrap();
     let mut driver = Driver::new(64);
-    let _worker = start(&mut net, &driver, 2);
+    let worker = start(&mut net, &driver, 2);
     driver.chain(5, &[(DATA, 3, 0)]);
     driver.submit(5);
     assert_eq!(driver.wait_used(1), (5, 0));
+    assert_eq!(command(&mut driver, 2, &[0, 0, 1]), 1);
+    // One that cannot be written to breaks the ring.
     driver.descriptor(0, 6, u64::MAX - 8, 64, WRITE, 0);
     driver.submit(6);
-    assert_eq!(driver.wait_used(2), (6, 0));
-    assert_eq!(command(&mut driver, 3, &[0, 0, 1]), 1);
+    eventually("an end", || worker.ended());
+    let error = format!("{:#}", worker.stop().unwrap_err());
+    assert!(error.contains("outside the pool"), "{error}");
 }

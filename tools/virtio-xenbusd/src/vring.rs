@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The device's side of a split virtqueue, for packets.
+//! The device's side of a split virtqueue.
 //!
-//! It differs from `virtio_queue::Queue` where packets ask for it: buffers of one packet are
-//! published together, as the specification wants of mergeable buffers; chains come as segments
-//! in an array that is used again; a chain that is not whole is an error; and
-//! `VIRTQ_AVAIL_F_NO_INTERRUPT` counts.
+//! It does what `virtio_queue::Queue`, which has the setup, does; but it looks up where the ring is
+//! once and not with each access. Buffers of one packet are published together, as the
+//! specification wants of mergeable buffers; chains come as segments in an array that is used
+//! again; a chain that is not whole is an error; and `VIRTQ_AVAIL_F_NO_INTERRUPT` counts.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
-use anyhow::{Context, Result, ensure};
-use tap::MAX_PARTS;
+use anyhow::{Context, Result, bail, ensure};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileSlice};
 
-use crate::memory::{Access, Memory, Pool, Segment, Table};
+use crate::device::Doorbell;
+use crate::memory::{Memory, Pool, Segment};
+use crate::stats::Stats;
 
+const DESCRIPTOR: usize = 16;
 const AVAIL_ELEMENT: usize = 2;
 const USED_ELEMENT: usize = 8;
 
@@ -24,6 +26,9 @@ const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ELEMENTS: usize = 4;
 
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
@@ -34,14 +39,18 @@ pub struct Chain {
     pub head: u16,
     /// Bytes in all.
     pub len: usize,
+    /// Of its segments, how many the device reads; it writes those after them.
+    pub readable: usize,
 }
 
 /// A running split virtqueue.
 pub struct Vring<'m> {
-    access: Access,
+    pool: &'m Pool,
     size: u16,
+    /// The most descriptors of a chain.
+    limit: usize,
     event_idx: bool,
-    table: Table<'m>,
+    descriptors: VolatileSlice<'m>,
     avail: VolatileSlice<'m>,
     used: VolatileSlice<'m>,
     /// Next element of the available ring to take.
@@ -50,17 +59,17 @@ pub struct Vring<'m> {
     avail_index: Wrapping<u16>,
     /// Next element of the used ring to fill.
     next_used: Wrapping<u16>,
-    /// The index that the driver sees.
-    used_index: Wrapping<u16>,
+    /// The index of which the driver was told last.
+    told: Wrapping<u16>,
 }
 
 impl<'m> Vring<'m> {
-    /// Takes over `queue`, whose chains are all for `access`.
+    /// Takes over `queue`, whose chains have at most `limit` descriptors.
     ///
     /// # Errors
     ///
     /// The ring is not inside `pool`.
-    pub fn new(queue: &Queue, pool: &'m Pool, access: Access) -> Result<Self> {
+    pub fn new(queue: &Queue, pool: &'m Pool, limit: usize) -> Result<Self> {
         let size = usize::from(queue.size());
         ensure!(
             queue.size().is_power_of_two(),
@@ -74,17 +83,18 @@ impl<'m> Vring<'m> {
             pool.slice(segment).context("the ring is outside the pool")
         };
         Ok(Self {
-            access,
+            pool,
             size: queue.size(),
+            limit,
             event_idx: queue.event_idx_enabled(),
-            table: Table::new(queue, pool)?,
+            descriptors: area(queue.desc_table(), DESCRIPTOR * size)?,
             // Two bytes after the elements are for the other side's event index.
             avail: area(queue.avail_ring(), ELEMENTS + AVAIL_ELEMENT * size + 2)?,
             used: area(queue.used_ring(), ELEMENTS + USED_ELEMENT * size + 2)?,
             next_avail: Wrapping(queue.next_avail()),
             avail_index: Wrapping(queue.next_avail()),
             next_used: Wrapping(queue.next_used()),
-            used_index: Wrapping(queue.next_used()),
+            told: Wrapping(queue.next_used()),
         })
     }
 
@@ -94,7 +104,7 @@ impl<'m> Vring<'m> {
     }
 
     /// Takes the next chain, if there is one, and appends what it is made of to `segments`: at
-    /// most [`MAX_PARTS`], none of them empty, all in `memory`.
+    /// most `limit`, none of them empty, all in `memory`.
     ///
     /// # Errors
     ///
@@ -110,9 +120,13 @@ impl<'m> Vring<'m> {
         let head = u16::from_le(head);
 
         self.next_avail += 1;
+        self.chain(head, memory, segments).map(Some)
+    }
+
+    /// Does what [`Vring::pop`] does, for the chain that begins with descriptor `head`.
+    pub fn chain(&self, head: u16, memory: &Memory, segments: &mut Vec<Segment>) -> Result<Chain> {
         self.walk(head, memory, segments)
             .with_context(|| format!("descriptor chain {head}"))
-            .map(Some)
     }
 
     /// Whether the driver has made buffers available that were not taken.
@@ -130,27 +144,66 @@ impl<'m> Vring<'m> {
     }
 
     fn walk(&self, head: u16, memory: &Memory, segments: &mut Vec<Segment>) -> Result<Chain> {
-        let mut chain = Chain { head, len: 0 };
-        for buffer in self.table.chain(head, MAX_PARTS) {
-            let (segment, access) = buffer?;
-            ensure!(
-                access == self.access,
-                "a descriptor has the wrong direction"
-            );
-            if segment.len != 0 {
+        let mut table = self.descriptors;
+        let mut index = head;
+        let mut writable = false;
+        let mut chain = Chain {
+            head,
+            len: 0,
+            readable: 0,
+        };
+
+        // One more than a chain's parts, for the descriptor that refers to an indirect table.
+        for seen in 0..=self.limit {
+            let [address, rest]: [u64; 2] = table
+                .get_ref(DESCRIPTOR * usize::from(index))
+                .with_context(|| format!("descriptor {index} is outside its table"))?
+                .load();
+            let rest = u64::from_le(rest);
+            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
+            let segment = Segment {
+                address: GuestAddress(u64::from_le(address)),
+                len: len as usize,
+            };
+
+            if flags & DESC_INDIRECT != 0 {
+                ensure!(
+                    seen == 0 && flags & DESC_NEXT == 0,
+                    "an indirect table inside a chain"
+                );
+                ensure!(
+                    len as usize % DESCRIPTOR == 0,
+                    "an indirect table of {len} bytes"
+                );
+                let slice = self.pool.slice(segment);
+                table = slice.context("an indirect table outside the pool")?;
+                index = 0;
+                continue;
+            }
+            if len != 0 {
                 memory.check(segment)?;
                 segments.push(segment);
                 chain.len += segment.len;
             }
+            if flags & DESC_WRITE == 0 {
+                ensure!(!writable, "a buffer to read after one to write");
+                chain.readable += usize::from(len != 0);
+            } else {
+                writable = true;
+            }
+            if flags & DESC_NEXT == 0 {
+                return Ok(chain);
+            }
+            index = next;
         }
-        Ok(chain)
+        bail!("it has more than {} descriptors, or is a loop", self.limit)
     }
 
     /// Fills the next element of the used ring: the chain with `head` is used, and `len` bytes
     /// of it are written. The driver sees it after [`Vring::publish`].
     pub fn stage(&mut self, head: u16, len: usize) -> Result<()> {
         let slot = usize::from(self.next_used.0 & (self.size - 1));
-        // CAST: No device writes more than a packet.
+        // CAST: No device writes so much.
         let element = u64::from(head) | ((len as u64) << 32);
 
         self.used
@@ -160,15 +213,37 @@ impl<'m> Vring<'m> {
         Ok(())
     }
 
-    /// Shows the driver what was staged; whether it wants an interrupt for that.
-    pub fn publish(&mut self) -> Result<bool> {
-        let (old, new) = (self.used_index, self.next_used);
+    /// How many elements of the used ring have been filled, modulo 2^16.
+    pub fn used(&self) -> u16 {
+        self.next_used.0
+    }
+
+    /// Shows the driver what was staged.
+    pub fn show(&mut self) -> Result<()> {
+        self.used
+            .store(self.next_used.0.to_le(), INDEX, Ordering::Release)?;
+        Ok(())
+    }
+
+    /// Shows the driver what was staged, and tells it if it wants that.
+    pub fn tell(&mut self, doorbell: &dyn Doorbell, stats: &Stats) -> Result<()> {
+        if self.publish()? {
+            doorbell.notify()?;
+            stats.interrupts.add(1);
+        }
+        Ok(())
+    }
+
+    /// Shows the driver what was staged; whether it wants an interrupt for what is new since the
+    /// last call.
+    fn publish(&mut self) -> Result<bool> {
+        let (old, new) = (self.told, self.next_used);
 
         if old == new {
             return Ok(false);
         }
-        self.used.store(new.0.to_le(), INDEX, Ordering::Release)?;
-        self.used_index = new;
+        self.show()?;
+        self.told = new;
         // The index is seen before the driver's wish is read; the driver does the reverse.
         fence(Ordering::SeqCst);
 

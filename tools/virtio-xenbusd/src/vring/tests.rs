@@ -10,19 +10,20 @@ use crate::testing::sharing::FakeGrants;
 use crate::testing::{DATA, Driver, INDIRECT, NEXT, WRITE};
 
 const TABLE: u64 = 0x8000;
+const LIMIT: usize = 64;
 
 fn memory(ring: &Ring) -> Memory {
     Memory::new(&ring.memory, &ring.sharing, Needs::default(), &ring.stats).unwrap()
 }
 
 /// Offers one chain that `build` makes to a ring of 16.
-fn pop(build: impl FnOnce(&Driver), access: Access) -> Result<Option<(Chain, usize)>> {
+fn pop(build: impl FnOnce(&Driver)) -> Result<Option<(Chain, usize)>> {
     let mut driver = Driver::new(16);
     build(&driver);
     driver.submit(0);
     let ring = driver.ring();
     let mut segments = Vec::new();
-    let mut vring = Vring::new(&ring.queue, &ring.memory, access)?;
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT)?;
     let chain = vring.pop(&memory(&ring), &mut segments)?;
     Ok(chain.map(|chain| {
         assert_eq!(chain.len, total(&segments));
@@ -30,19 +31,27 @@ fn pop(build: impl FnOnce(&Driver), access: Access) -> Result<Option<(Chain, usi
     }))
 }
 
-fn refusal(build: impl FnOnce(&Driver), access: Access) -> String {
-    format!("{:#}", pop(build, access).unwrap_err())
+fn refusal(build: impl FnOnce(&Driver)) -> String {
+    format!("{:#}", pop(build).unwrap_err())
 }
 
 #[test]
 fn takes_chains() {
-    let two = pop(
-        |d| d.chain(0, &[(DATA, 10, 0), (DATA + 99, 20, 0)]),
-        Access::Read,
-    );
-    assert_eq!(two.unwrap(), Some((Chain { head: 0, len: 30 }, 2)));
-    let empty = pop(|d| d.chain(0, &[(DATA, 0, 0)]), Access::Read);
-    assert_eq!(empty.unwrap(), Some((Chain { head: 0, len: 0 }, 0)));
+    let chain = |len, readable, segments| {
+        let head = 0;
+        let chain = Chain {
+            head,
+            len,
+            readable,
+        };
+        Some((chain, segments))
+    };
+    let two = pop(|d| d.chain(0, &[(DATA, 10, 0), (DATA + 99, 20, 0)]));
+    assert_eq!(two.unwrap(), chain(30, 2, 2));
+    let both = pop(|d| d.chain(0, &[(DATA, 10, 0), (DATA, 0, 0), (DATA, 20, WRITE)]));
+    assert_eq!(both.unwrap(), chain(30, 1, 2));
+    let empty = pop(|d| d.chain(0, &[(DATA, 0, 0)]));
+    assert_eq!(empty.unwrap(), chain(0, 0, 0));
     // An indirect table may be longer than the ring.
     let indirect = |d: &Driver| {
         d.descriptor(0, 0, Driver::at(TABLE).0, 19 * 16, INDIRECT, 0);
@@ -51,19 +60,19 @@ fn takes_chains() {
             d.descriptor(TABLE, n, Driver::at(DATA).0, 3, flags, n + 1);
         }
     };
-    let chain = pop(indirect, Access::Write).unwrap();
-    assert_eq!(chain, Some((Chain { head: 0, len: 57 }, 19)));
+    assert_eq!(pop(indirect).unwrap(), chain(57, 0, 19));
 }
 
 #[test]
 fn refuses_broken_chains() {
     let at = Driver::at(DATA).0;
     let table = Driver::at(TABLE).0;
-    let read = |build: &dyn Fn(&Driver)| refusal(build, Access::Read);
+    let read = |build: &dyn Fn(&Driver)| refusal(build);
 
     assert!(read(&|d| d.descriptor(0, 0, at, 1, NEXT, 0)).contains("loop"));
     assert!(read(&|d| d.descriptor(0, 0, at, 1, NEXT, 16)).contains("descriptor 16"));
-    assert!(read(&|d| d.descriptor(0, 0, at, 1, WRITE, 0)).contains("direction"));
+    let order = [(DATA, 1, WRITE), (DATA, 1, 0)];
+    assert!(read(&|d| d.chain(0, &order)).contains("after one to write"));
     for (address, len) in [
         (0, 1),
         (at, u32::MAX),
@@ -88,7 +97,7 @@ fn refuses_broken_chains() {
         d.descriptor(0, 0, table, 16, INDIRECT, 0);
         d.descriptor(TABLE, 0, table, 16, INDIRECT, 0);
     };
-    assert!(read(&nested).contains("inside another"));
+    assert!(read(&nested).contains("inside a chain"));
 }
 
 #[test]
@@ -96,7 +105,7 @@ fn refuses_a_broken_ring() {
     let mut driver = Driver::new(16);
     driver.submit(16);
     let ring = driver.ring();
-    let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
     let text = format!(
         "{:#}",
         vring.pop(&memory(&ring), &mut Vec::new()).unwrap_err()
@@ -105,7 +114,7 @@ fn refuses_a_broken_ring() {
 
     for index in [17, 0x8000, 0xffff] {
         driver.set_avail(index);
-        let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+        let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
         let text = format!(
             "{:#}",
             vring.pop(&memory(&ring), &mut Vec::new()).unwrap_err()
@@ -118,7 +127,7 @@ fn refuses_a_broken_ring() {
 fn publishes_all_at_once() {
     let driver = Driver::new(16);
     let ring = driver.ring();
-    let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
     let used = |offset| {
         driver
             .pool
@@ -155,7 +164,7 @@ fn interrupts_as_the_driver_wishes() {
         vring.publish().unwrap()
     };
 
-    let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
     avail(0, AVAIL_NO_INTERRUPT);
     assert!(!batch(&mut vring, 1));
     avail(0, 0);
@@ -163,7 +172,7 @@ fn interrupts_as_the_driver_wishes() {
 
     ring.queue.set_event_idx(true);
     ring.queue.set_next_used(0xfffe);
-    let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
     let event = |value| {
         let at = GuestAddress(ring.queue.avail_ring() + 4 + 2 * 16);
         driver
@@ -185,7 +194,7 @@ fn asks_for_kicks() {
     let mut driver = Driver::new(16);
     let mut ring = driver.ring();
     ring.queue.set_event_idx(true);
-    let mut vring = Vring::new(&ring.queue, &ring.memory, Access::Read).unwrap();
+    let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
     let event = || {
         let at = GuestAddress(ring.queue.used_ring() + 4 + 8 * 16);
         driver.pool.load::<u16>(at, Ordering::Relaxed).unwrap()
