@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
 """What a disk and a card must do with any kernel, and what that kernel must not say."""
 
+import contextlib
+
 from net import BRIDGES, Traffic
 from support import fio
+
+# Written and verified again and again until it is told to stop; not as fast as it goes, so
+# that other work of the CPUs does not have to wait for it.
+LOAD = ("rm -f /tmp/stop; until [ -e /tmp/stop ]; do fio --name=load --filename=/dev/vda "
+        "--rw=randwrite --bs=16k --size=2M --offset_increment=4M --numjobs=4 --group_reporting "
+        "--ioengine=libaio --direct=1 --iodepth=4 --rate_iops=100 --verify=crc32c "
+        "--verify_fatal=1 >/tmp/fio || { cat /tmp/fio; exit 1; }; echo round; done")
 
 
 def check_disk(guest, path="/dev/vda", size="64M"):
@@ -32,3 +41,15 @@ def check_locks(guest):
     stats = guest.run(["cat", "/proc/lockdep_stats"]).stdout
     assert [line.split() for line in stats.splitlines() if "debug_locks" in line] \
         == [["debug_locks:", "1"]], stats
+
+
+@contextlib.contextmanager
+def verified(guest):
+    """The disk in use during the block; what is written is what is read."""
+    with guest.start(LOAD) as load:
+        load.wait_output("round", 60)
+        yield
+        rounds = load.stdout.count(b"round")
+        assert load.wait_for(lambda: load.stdout.count(b"round") > rounds + 1, 120), load.stdout
+        guest.run(["touch", "/tmp/stop"])
+        load.wait(60, check=True)

@@ -4,12 +4,14 @@ at its console for what it reports."""
 
 import json
 
-from basics import check_card, check_disk, check_file_system, check_locks
+from basics import check_card, check_disk, check_file_system, check_locks, verified
 from net import BRIDGES, connect
 from observe import KINDS, Tracing
+from plug import check_mounted
 from support import Setup, appears, cards, images, script, started
 
-DEBUG = Setup(cards("debug"), images("debug.img"),
+MORE = "/scratch/debug-more.img"
+DEBUG = Setup(cards("debug"), images("debug.img", "debug-more.img"),
               debug={"kernel": "debug", "vcpus": 2, "memory": 768, "timeout": 300,
                      "disks": ["virtio:/scratch/debug.img"], "cards": ["virtio"]})
 
@@ -37,6 +39,23 @@ def test_debug_kernel_reload(lab):
     """All ways in and out, under load."""
     with DEBUG(lab) as guest:
         script(guest, "reload", 3, "--load", timeout=300)
+        for level in ("virtio", "xenbus"):
+            script(guest, "reload", 1, "--load", "--unbind", level, timeout=300)
+
+
+def test_debug_kernel_unplug(lab):
+    """A disk that goes with a file system in use."""
+    with DEBUG(lab) as guest:
+        check_mounted(lab, guest, MORE)
+        check_locks(guest)
+
+
+def test_debug_kernel_cpus(lab):
+    """A CPU that goes and comes while the queues are used."""
+    with DEBUG(lab) as guest, verified(guest):
+        for online in (0, 1, 0, 1):
+            guest.run(f"echo {online} >/sys/devices/system/cpu/cpu1/online")
+        check_locks(guest)
 
 
 def test_debug_kernel_observed(lab):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The driver comes and goes, and leaves nothing behind."""
 
-from resources import assert_same, count
+from resources import assert_same, count, nothing_left
 from support import Setup, appears, cards, images, rebind, script, vanishes
 
 # Without persistent grants of the guest's root disk, whose number depends on what
@@ -31,6 +31,23 @@ def test_reload_20_times_under_load(lab):
         script(guest, "reload", 20, "--load", timeout=600)
         assert_same(lab, guest, before)
         guest.run("dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct")
+
+
+def test_virtio_drivers_unbound_under_load(lab):
+    """Disk and card in use are taken from virtio_blk and virtio_net, and given back: their
+    users get errors, and nothing hangs."""
+    with RELOAD(lab) as guest:
+        script(guest, "reload", 1, "--load", "--unbind", "virtio", timeout=200)
+        with nothing_left(lab, guest):
+            script(guest, "reload", 4, "--load", "--unbind", "virtio", timeout=300)
+
+
+def test_xenbus_devices_unbound_under_load(lab):
+    """The same one level below."""
+    with RELOAD(lab) as guest:
+        script(guest, "reload", 1, "--load", "--unbind", "xenbus", timeout=200)
+        with nothing_left(lab, guest):
+            script(guest, "reload", 4, "--load", "--unbind", "xenbus", timeout=300)
 
 
 def test_unloaded_driver_holds_nothing(lab):

@@ -12,7 +12,7 @@ use crate::Name;
 use crate::ioctl;
 use crate::ioctl::Value;
 
-fn socket(domain: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
+pub(crate) fn socket(domain: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::socket(domain, kind, protocol) };

@@ -159,7 +159,12 @@ fn run(arguments: &Arguments, config: Config) -> Result<()> {
                 }
             }
         }
-        manager.serve()?;
+        if let Err(error) = manager.serve() {
+            systemd::notify("STOPPING=1");
+            // What is under way is completed, so that the next daemon can go on.
+            manager.quit();
+            return Err(error.context("ending; the guests' devices stay for the next daemon"));
+        }
         wait(&manager, &signals)?;
     }
 }

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use xen::Store;
 
 use crate::backend::{Backend, Orders};
@@ -28,7 +29,9 @@ pub struct Manager {
     threads: HashMap<Node, Thread>,
     ended: Receiver<Node>,
     end: Sender<Node>,
-    /// Rung when there is something in `ended`.
+    /// Xenstored has closed its connections.
+    lost: Arc<AtomicBool>,
+    /// Rung when there is something in `ended`, or the connections are lost.
     alarm: Alarm,
 }
 
@@ -56,6 +59,8 @@ impl Manager {
             log::warn!("records of former connections: {error}");
         }
         let (end, ended) = channel();
+        let (lost, alarm) = (Arc::default(), Alarm::new()?);
+        watch_connection(Arc::clone(&lost), alarm.clone())?;
         Ok(Self {
             store,
             config: Arc::new(config),
@@ -63,7 +68,8 @@ impl Manager {
             threads: HashMap::new(),
             ended,
             end,
-            alarm: Alarm::new()?,
+            lost,
+            alarm,
         })
     }
 
@@ -73,8 +79,15 @@ impl Manager {
     }
 
     /// Looks for devices that have come or gone.
+    ///
+    /// # Errors
+    ///
+    /// There is no connection to xenstore any more: nothing can be served, [`Manager::quit`].
     pub fn serve(&mut self) -> Result<()> {
         self.alarm.clear();
+        if self.lost.load(Ordering::Acquire) {
+            bail!("the connection to xenstore is lost");
+        }
         while let Some(watch) = self.store.next_watch()? {
             match Node::parse(&watch.path) {
                 Some(node) => self.begin(node)?,
@@ -177,6 +190,25 @@ impl Manager {
         }
         false
     }
+}
+
+/// Says when xenstored closes its connections, which it does when it ends. It closes all at once,
+/// so one of its own tells of the others.
+fn watch_connection(lost: Arc<AtomicBool>, alarm: Alarm) -> Result<()> {
+    let store = Store::open().context("cannot connect to xenstore")?;
+    let watch = move || {
+        match store.wait_lost() {
+            Ok(()) => lost.store(true, Ordering::Release),
+            Err(error) => log::error!("the connection to xenstore is not watched: {error}"),
+        }
+        alarm.ring();
+    };
+    thread::Builder::new()
+        .name("xenstore".to_owned())
+        .stack_size(STACK_SIZE)
+        .spawn(watch)
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 /// Says that a thread ends, by a panic too.

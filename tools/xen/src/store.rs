@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use libc::{c_char, c_uint};
 
-use crate::{DomainId, last_error, sys};
+use crate::{DomainId, sys};
 
 /// A change under a watched path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,8 @@ impl Store {
     /// Connects to xenstore.
     pub fn open() -> io::Result<Self> {
         // SAFETY: Takes flags only.
-        let handle = NonNull::new(unsafe { sys::xs_open(0) }).ok_or_else(last_error)?;
+        let handle = unsafe { sys::xs_open(0) };
+        let handle = NonNull::new(handle).ok_or_else(crate::last_error)?;
         Ok(Self { handle })
     }
 
@@ -112,7 +113,8 @@ impl Store {
         else {
             return match last_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                error => Err(error),
+                // Xenstored is not asked: its answer is no other.
+                _ => Err(lost()),
             };
         };
         // SAFETY: The library returned one block that begins with two pointers to C strings in
@@ -125,6 +127,29 @@ impl Store {
         // SAFETY: The block is ours to free, and not used after.
         unsafe { libc::free(strings.as_ptr().cast()) };
         Ok(Some(watch))
+    }
+
+    /// Waits until xenstored has closed this connection, which nothing else may be done with.
+    ///
+    /// [`Store::as_fd`] is not readable then: others are not told before they ask for something.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be waited for.
+    pub fn wait_lost(&self) -> io::Result<()> {
+        // The library reads what xenstored sends from the first watch on. This node is there and
+        // stays as it is.
+        self.watch("domid", "")?;
+        loop {
+            let mut count: c_uint = 0;
+            // SAFETY: `handle` is open, and `count` outlives the call.
+            let strings = unsafe { sys::xs_read_watch(self.handle.as_ptr(), &mut count) };
+            if strings.is_null() {
+                return Ok(());
+            }
+            // SAFETY: The library returned a block that is ours to free, and not used after.
+            unsafe { libc::free(strings.cast()) };
+        }
     }
 
     /// Whether xenstore knows the domain: it exists and has not been destroyed. Where only dom0
@@ -267,6 +292,22 @@ impl Drop for Store {
         // SAFETY: `handle` is open and not used after.
         unsafe { sys::xs_close(self.handle.as_ptr()) };
     }
+}
+
+/// The error of the last call.
+fn last_error() -> io::Error {
+    match crate::last_error() {
+        // The library has closed its end.
+        error if error.raw_os_error() == Some(libc::EBADF) => lost(),
+        error => error,
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the connection to xenstore is lost",
+    )
 }
 
 /// `value` if the last call failed because there is no such node, else its error.

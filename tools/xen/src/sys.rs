@@ -174,6 +174,7 @@ unsafe extern "C" {
     pub fn xs_watch(h: *mut XsHandle, path: *const c_char, token: *const c_char) -> bool;
     pub fn xs_fileno(h: *mut XsHandle) -> c_int;
     pub fn xs_check_watch(h: *mut XsHandle) -> *mut *mut c_char;
+    pub fn xs_read_watch(h: *mut XsHandle, num: *mut c_uint) -> *mut *mut c_char;
     pub fn xs_transaction_start(h: *mut XsHandle) -> u32;
     pub fn xs_transaction_end(h: *mut XsHandle, t: u32, abort: bool) -> bool;
     pub fn xs_is_domain_introduced(h: *mut XsHandle, domid: c_uint) -> bool;

@@ -166,6 +166,17 @@ impl Disk {
         &self.file
     }
 
+    /// Fills `buffer` from byte `offset` on.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.file.read_exact_at(buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::new(
+                error.kind(),
+                "the file ends before that: it is shorter than it was when it was opened",
+            )),
+            result => result,
+        }
+    }
+
     /// Whether I/O goes past the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct.is_some()

@@ -334,7 +334,7 @@ impl<'m> Queue<'m> {
                 for done in (0..len).step_by(CHUNK) {
                     let chunk = self.bounce.part(len - done);
                     let at = offset + done as u64;
-                    self.disk.file().read_exact_at(chunk, at)?;
+                    self.disk.read(chunk, at)?;
                     memory.scatter(segments, done, chunk.into())?;
                 }
                 Ok(len)

@@ -2,6 +2,7 @@
 //! What the queues of a card share.
 
 use std::fs;
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -32,6 +33,8 @@ pub struct Card {
     pub vhost: Option<Pairs>,
     /// The card's `virtio_net_config`.
     pub config: ConfigSpace,
+    /// The bridge that the tap is plugged into.
+    pub bridge: Name,
     /// The MTU that the card was made with.
     pub mtu: Mtu,
     /// The pairs that are in use; their tap queues are attached.
@@ -68,11 +71,7 @@ impl Card {
             );
         }
 
-        let taps = tap::create(&name, tuning.queues, HEADER as u16)
-            .with_context(|| format!("cannot create tap {name}"))?;
-        let result = plug(&links, &name, bridge, mtu);
-        result.with_context(|| format!("cannot plug tap {name} into bridge {bridge:?}"))?;
-
+        let taps = create(&links, &name, tuning.queues, bridge, mtu)?;
         let vhost = Pairs::open(settings.vhost, tuning)?;
         let mac = settings
             .mac
@@ -81,6 +80,7 @@ impl Card {
         let card = Self {
             name: tuning.name.clone(),
             config: ConfigSpace::new(&config(mac, up, tuning.queues, mtu))?,
+            bridge: bridge.clone(),
             mtu,
             vhost,
             pairs: Mutex::new(tuning.queues),
@@ -183,6 +183,26 @@ impl Card {
         self.set_pairs(0)
     }
 
+    /// Does what [`Card::stop`] does, with a new tap if somebody has removed the former one.
+    pub fn restart(&mut self) -> Result<()> {
+        let removed = |error: &anyhow::Error| {
+            error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::raw_os_error)
+                == Some(libc::EBADFD)
+        };
+        match self.stop() {
+            Err(error) if removed(&error) => (),
+            result => return result,
+        }
+        let name = self.tap_name()?.clone();
+        let pairs = self.taps.len() as u16;
+        self.taps = create(&Links::new()?, &name, pairs, &self.bridge, self.mtu)?;
+        *self.pairs.lock().unwrap_or_else(PoisonError::into_inner) = pairs;
+        log::info!("{}: tap {name} has been made anew", self.name);
+        self.stop()
+    }
+
     /// Uses the first `pairs` pairs.
     pub fn set_pairs(&self, pairs: u16) -> Result<()> {
         let mut now = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,6 +248,21 @@ fn tap_name(tuning: &Tuning) -> Result<Name> {
         "vx{}.{}",
         tuning.domain, tuning.device
     ))?)
+}
+
+/// Makes the tap and puts it into its bridge.
+fn create(
+    links: &Links,
+    name: &Name,
+    pairs: u16,
+    bridge: &Name,
+    mtu: Mtu,
+) -> Result<Vec<tap::Queue>> {
+    let taps = tap::create(name, pairs, HEADER as u16)
+        .with_context(|| format!("cannot create tap {name}"))?;
+    let result = plug(links, name, bridge, mtu);
+    result.with_context(|| format!("cannot plug tap {name} into bridge {bridge:?}"))?;
+    Ok(taps)
 }
 
 fn plug(links: &Links, tap: &Name, bridge: &Name, mtu: Mtu) -> Result<()> {

@@ -24,19 +24,67 @@ const MESSAGES: usize = 64;
 
 /// Keeps the link status in the configuration space, until it is dropped.
 ///
-/// The link is up when both the tap and its bridge were set up by their administrator.
+/// The link is up when both the tap and its bridge were set up by their administrator. A bridge
+/// that is removed and made anew gets the tap again.
 #[derive(Debug)]
 pub struct Watch {
     stop: Alarm,
     thread: Option<JoinHandle<()>>,
 }
 
+/// The link of a tap to its bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up,
+    Down,
+    /// There is no tap any more.
+    NoTap,
+    /// There is no bridge now.
+    NoBridge,
+}
+
+impl State {
+    fn of(links: &Links, tap: &Name, bridge: &Name) -> Self {
+        match (links.is_up(tap), links.is_up(bridge)) {
+            (Err(_), _) => Self::NoTap,
+            (_, Err(_)) => Self::NoBridge,
+            (Ok(true), Ok(true)) => Self::Up,
+            _ => Self::Down,
+        }
+    }
+
+    /// For the log, with what to do.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down: set both up",
+            Self::NoTap => {
+                "down: somebody has removed the tap; unbind and bind the card's driver in the \
+                 guest, or plug the card anew"
+            }
+            Self::NoBridge => "down: somebody has removed the bridge; create it again",
+        }
+    }
+}
+
 /// Whether the link is up.
 pub fn is_up(links: &Links, tap: &Name, bridge: &Name) -> bool {
-    // An interface that is gone is not up.
-    [tap, bridge]
-        .iter()
-        .all(|name| links.is_up(name).unwrap_or(false))
+    State::of(links, tap, bridge) == State::Up
+}
+
+/// Plugs the tap into its bridge if that is another one than the one with number `plugged`: it has
+/// been made anew. The number of the bridge now, if there is one. An administrator who puts the
+/// tap into another bridge keeps it there.
+fn replug(links: &Links, tap: &Name, bridge: &Name, plugged: Option<i32>) -> Option<i32> {
+    let now = links.index(bridge).ok();
+    if let (Some(_), Ok(port)) = (now.filter(|_| now != plugged), links.index(tap)) {
+        match links.add_port(bridge, port) {
+            Ok(()) => log::info!("tap {tap} is plugged into bridge {bridge}, which is a new one"),
+            Err(error) => log::warn!("tap {tap} is not plugged into the new {bridge}: {error}"),
+        }
+    }
+    // While there is none, the number of the last one does.
+    now.or(plugged)
 }
 
 impl Watch {
@@ -46,17 +94,20 @@ impl Watch {
         let theirs = stop.clone();
         let links = Links::new()?;
         let monitor = Monitor::new()?;
-        let watch = move || -> Result<()> {
-            let mut up = None;
+        let mut plugged = links.index(&bridge).ok();
+        let mut watch = move || -> Result<()> {
+            let mut state = None;
             loop {
-                let now = is_up(&links, &tap, &bridge);
-                if up != Some(now) {
-                    if up.is_some() || !now {
-                        let state = if now { "up" } else { "down: set both up" };
-                        log::info!("{name}: link of tap {tap} to bridge {bridge} is {state}");
+                plugged = replug(&links, &tap, &bridge, plugged);
+                let now = State::of(&links, &tap, &bridge);
+                if state != Some(now) {
+                    if state.is_some() || now != State::Up {
+                        let text = now.text();
+                        log::info!("{name}: link of tap {tap} to bridge {bridge} is {text}");
                     }
-                    config.write(STATUS, &(LINK_UP * u16::from(now)).to_le_bytes());
-                    up = Some(now);
+                    let status = LINK_UP * u16::from(now == State::Up);
+                    config.write(STATUS, &status.to_le_bytes());
+                    state = Some(now);
                 }
                 let fds = [theirs.as_fd(), monitor.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
                 let [stopped, _] = wait(fds, None)?;

@@ -71,12 +71,12 @@ pub fn open(settings: &Settings, tuning: Tuning) -> Result<Box<dyn Device>> {
 
 /// A network card.
 struct Net {
+    /// Ends before the tap goes, which would be news to it.
+    _link: link::Watch,
     card: Arc<Card>,
-    bridge: tap::Name,
     offered: u64,
     accepted: u64,
     queue_size: u16,
-    _link: link::Watch,
 }
 
 /// What a virtqueue is for.
@@ -119,7 +119,6 @@ impl Net {
         }
         Ok(Self {
             card,
-            bridge: settings.bridge.clone(),
             offered,
             accepted: 0,
             queue_size: tuning.queue_size,
@@ -159,7 +158,7 @@ impl Device for Net {
         let mtu = self.card.mtu.get();
         format!(
             "network card {mac}, MTU {mtu}, on tap {tap} in bridge {}{}",
-            self.bridge,
+            self.card.bridge,
             match self.card.vhost {
                 Some(_) => ", by vhost-net",
                 None => "",
@@ -285,7 +284,12 @@ impl Device for Net {
 
     fn reset(&mut self) {
         self.accepted = 0;
-        if let Err(error) = self.card.stop() {
+        // Nobody else has it when no queue runs.
+        let result = match Arc::get_mut(&mut self.card) {
+            Some(card) => card.restart(),
+            None => self.card.stop(),
+        };
+        if let Err(error) = result {
             log::error!("{}: {error:#}", self.card.name);
         }
     }

@@ -5,6 +5,7 @@ mod control;
 mod frames;
 mod grants;
 mod receive;
+mod removed;
 mod transmit;
 
 use std::os::fd::AsFd;
