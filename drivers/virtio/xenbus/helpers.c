@@ -19,6 +19,11 @@ void *vxb_page_address(struct page *page)
 	return page_address(page);
 }
 
+void vxb_copy_page(void *to, const void *from)
+{
+	copy_page(to, (void *)from);
+}
+
 unsigned long vxb_page_entry(struct page *page, unsigned long index)
 {
 	unsigned long pfn = page_to_pfn(page) + index;

@@ -18,6 +18,9 @@ unsigned long vxb_page_to_gfn(struct page *page);
 /* The address of @page in the direct map. */
 void *vxb_page_address(struct page *page);
 
+/* Copies a page; copy_page() is not declared alike on all machines. */
+void vxb_copy_page(void *to, const void *from);
+
 /*
  * What the p2m has for the page that is @index pages behind @page: the frame,
  * or with the bits of asm/xen/page.h what there is instead. In a translated

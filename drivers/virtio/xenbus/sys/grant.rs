@@ -10,7 +10,10 @@ use super::{
 };
 use core::ptr::NonNull;
 use kernel::{
-    page::Page,
+    page::{
+        self,
+        Page, //
+    },
     prelude::*,
     sync::atomic::{
         ordering,
@@ -185,7 +188,7 @@ impl SharedPages {
         };
         // SAFETY: By the requirement of this function and the check; nobody else has memory that
         // overlaps ours.
-        unsafe { to.copy_from_nonoverlapping(from, len) };
+        unsafe { copy(from, to, len) };
         true
     }
 
@@ -200,7 +203,7 @@ impl SharedPages {
         };
         // SAFETY: By the requirement of this function and the check; nobody else has memory that
         // overlaps ours.
-        unsafe { to.copy_from_nonoverlapping(from, len) };
+        unsafe { copy(from, to, len) };
 
         // The compiler must not read the other domain's memory again for what is checked in the
         // copy (XSA-155).
@@ -239,5 +242,21 @@ impl Drop for SharedPages {
         // SAFETY: By the type invariant `base` is a mapping made by `vmap()`, and nothing refers
         // to it any more.
         unsafe { bindings::vunmap(self.base.as_ptr().cast()) };
+    }
+}
+
+/// Copies `len` bytes, whole pages in the way that the machine has for them.
+///
+/// # Safety
+///
+/// `from` must be valid for reads and `to` for writes of `len` bytes, and they must not overlap.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    if (from.addr() | to.addr() | len) % page::PAGE_SIZE != 0 {
+        // SAFETY: By the requirement of this function.
+        return unsafe { to.copy_from_nonoverlapping(from, len) };
+    }
+    for at in (0..len).step_by(page::PAGE_SIZE) {
+        // SAFETY: As above; both are whole pages.
+        unsafe { bindings::vxb_copy_page(to.add(at).cast(), from.add(at).cast()) };
     }
 }
