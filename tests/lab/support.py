@@ -110,9 +110,25 @@ def guest(lab, name, driver=(), **options):
         if driver is not None:
             one.run(["driver", *driver])
             appears(one, *devices(options))
+            name_cards(one)
         yield one
     finally:
         one.destroy()
+
+
+def name_cards(guest):
+    """Call the guest's cards eth0, eth1, ... in the order of their devices. The kernel counts
+    them in the order in which their backends were ready."""
+    links = guest.run("cd /sys/class/net && for name in *; do "
+                      "echo $name $(readlink -f $name/device); done").stdout
+    cards_ = sorted((int(match[2]), match[1]) for match in
+                    re.finditer(r"^(\S+) .*/virtio-(\d+)/virtio\d+$", links, re.M))
+    names = [name for _, name in cards_]
+    if names != sorted(names):
+        guest.run(" && ".join(f"ip link set {old} name {new}" for old, new in
+                              [(name, f"card{name}") for name in names]
+                              + [(f"card{name}", f"eth{number}")
+                                 for number, name in enumerate(names)]))
 
 
 def devices(options):
