@@ -19,7 +19,11 @@ FILE = "/scratch/restart.img"
 
 
 CONFIG = cards("restart", settings='bridge = "br0", queues = 2')
-SETUPS = {mode: Setup(CONFIG, images("restart.img"),
+# Without persistent grants of the guest's root disk, whose number depends on what has been
+# read from it.
+PREPARE = ("echo N >/sys/module/xen_blkback/parameters/feature_persistent; "
+           + images("restart.img"))
+SETUPS = {mode: Setup(CONFIG, PREPARE,
                       restart={"disks": [f"virtio:{FILE}"], "cards": ["virtio"],
                                "vcpus": QUEUES, "driver": [f"address_mode={mode}"]})
           for mode in ("pool", "grant", "machine")}
@@ -121,7 +125,8 @@ def in_mode(mode, kills):
             # What a disk, a card and their users take once is taken.
             killed_under_load(lab, guest, 2)
             logged(lab, guest, 1, signal.SIGTERM)
-            before = count(lab, guest)
+            # But for its memory: what fio and iperf3 have left there is no leak.
+            before = count(lab, guest, memory=False)
             killed_under_load(lab, guest, kills)
             logged(lab, guest, kills, signal.SIGKILL)
             assert_same(lab, guest, before)

@@ -209,6 +209,7 @@ impl Ring {
 
     /// Gives the buffer with `head` back, `len` bytes of which were written.
     pub fn finish(&mut self, head: u16, len: u32) -> Result<()> {
+        // In this order, and the index is published with release: see `record::queue`.
         self.queue.add_used(&self.memory, head, len)?;
         self.taken.finish(head, self.queue.next_used())
     }

@@ -384,6 +384,7 @@ impl<'m> Queue<'m> {
         self.memory.scatter(&[place], 0, status)?;
         // The status is written, too.
         self.ring.stage(slot.head, written + 1)?;
+        // The driver sees it before the record says that it is done: see `record::queue`.
         self.ring.show()?;
         self.taken.finish(slot.head, self.ring.used())?;
         slot.operation = None;
