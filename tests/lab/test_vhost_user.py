@@ -115,6 +115,25 @@ def test_disk_survives_its_program(lab):
         assert "err= 0" in text, text
 
 
+def test_shared_directory(lab):
+    """A tree is unpacked, worked with and deleted in the guest; dom0 sees the same files."""
+    with VHOST(lab) as guest:
+        guest.run("modprobe virtiofs && mount -t virtiofs shared /mnt", 400)
+        sums = "find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+        guest.run("tar -C /usr/share/perl5 -cf /tmp/tree.tar . && mkdir /mnt/tree && "
+                  "tar -C /mnt/tree -xf /tmp/tree.tar && rm /tmp/tree.tar", 400)
+        wanted = guest.run(f"cd /usr/share/perl5 && {sums}").stdout
+        assert guest.run(f"cd /mnt/tree && {sums}", 400).stdout == wanted
+        assert lab.dom0.run(f"cd /scratch/share/tree && {sums}").stdout == wanted
+        guest.run("cp -a /mnt/tree /mnt/copy && mv /mnt/copy /mnt/moved && "
+                  "diff -r --no-dereference /usr/share/perl5 /mnt/moved", 400)
+        guest.run("head -c 16M /dev/urandom >/mnt/file && sync /mnt/file")
+        assert guest.run("sha256sum </mnt/file").stdout == \
+            lab.dom0.run("sha256sum </scratch/share/file").stdout
+        guest.run("rm -r /mnt/tree /mnt/moved /mnt/file && umount /mnt", 400)
+        assert lab.dom0.run(["ls", "-A", "/scratch/share"]).stdout == ""
+
+
 def test_sockets(lab):
     """A stream each way between guest and dom0, as it was sent."""
     with VHOST(lab) as guest:

@@ -255,8 +255,8 @@ impl Session {
             mmap_offset: 0,
             mmap_handle: file.as_raw_fd(),
         };
-        let mut regions = vec![pool];
-        regions.extend(rings.map(Rings::region));
+        // By address: vm-memory, which most programs in Rust use, takes them in no other order.
+        let regions: Vec<_> = rings.map(Rings::region).into_iter().chain([pool]).collect();
         self.call("SET_MEM_TABLE", |f| f.set_mem_table(&regions).map(drop))
     }
 

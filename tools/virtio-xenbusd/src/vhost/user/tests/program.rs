@@ -170,6 +170,11 @@ pub fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*bytes[at..].first_chunk().unwrap())
 }
 
+/// The address at `at`.
+pub fn address(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes[at..].first_chunk().unwrap())
+}
+
 /// Signals the eventfd that came with a message.
 pub fn signal(message: &Message) {
     let fd = message.fds[0].try_clone().unwrap();
