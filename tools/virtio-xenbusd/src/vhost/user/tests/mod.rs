@@ -144,6 +144,45 @@ fn what_the_program_has_is_offered() {
 }
 
 #[test]
+fn what_needs_more_queues_is_not_offered() {
+    let place = Place::new("withheld");
+    let mut answers = answers(MQ | CONFIG, 0);
+    // SIZE and MULTIPORT.
+    let features: u64 = VERSION_1 | PROTOCOL_FEATURES | 0b11;
+    answers.insert(GET_FEATURES, features.to_le_bytes().to_vec());
+    answers.insert(
+        GET_CONFIG,
+        [0u32, 12, 0, 0, 0, 0].map(u32::to_le_bytes).concat(),
+    );
+    let _program = place.program(answers);
+    let device = place.open("type = \"console\"").unwrap();
+    assert_eq!(device.features(), 0b01);
+    assert_eq!(device.queue_sizes(), [16, 16]);
+}
+
+#[test]
+fn sizes_of_a_scsi_host_stay_and_its_program_is_not_asked() {
+    let place = Place::new("sizes");
+    let mut answers = answers(MQ | CONFIG, 0);
+    let mut config = vec![0u32; 3 + 9];
+    (config[1], config[3], config[3 + 5]) = (36, 1, 96);
+    answers.insert(
+        GET_CONFIG,
+        config.into_iter().flat_map(u32::to_le_bytes).collect(),
+    );
+    answers.insert(GET_QUEUE_NUM, 3u64.to_le_bytes().to_vec());
+    let program = place.program(answers);
+    let mut device = place.open("type = \"scsi\"").unwrap();
+    assert_eq!(device.write_config(20, &96u32.to_le_bytes()), Ok(()));
+    assert_eq!(
+        device.write_config(20, &97u32.to_le_bytes()),
+        Err(Errno::EINVAL)
+    );
+    drop(device);
+    assert!(program.all().iter().all(|&request| request != SET_CONFIG));
+}
+
+#[test]
 fn program_and_settings_must_fit() {
     let place = Place::new("fit");
     let error = |protocol, more| {

@@ -29,6 +29,7 @@ pub const GET_PROTOCOL_FEATURES: u32 = 15;
 pub const GET_QUEUE_NUM: u32 = 17;
 pub const SET_BACKEND_REQ_FD: u32 = 21;
 pub const GET_CONFIG: u32 = 24;
+pub const SET_CONFIG: u32 = 25;
 pub const GET_INFLIGHT_FD: u32 = 31;
 pub const SET_INFLIGHT_FD: u32 = 32;
 
@@ -84,6 +85,14 @@ impl Program {
     /// Answers a request otherwise from now on.
     pub fn answer(&self, request: u32, body: Vec<u8>) {
         self.answers.lock().unwrap().insert(request, body);
+    }
+
+    /// All requests until the connection ends.
+    pub fn all(&self) -> Vec<u32> {
+        self.messages
+            .iter()
+            .map(|message| message.request)
+            .collect()
     }
 
     /// The next message that is this request.
