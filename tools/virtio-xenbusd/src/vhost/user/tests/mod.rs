@@ -234,6 +234,17 @@ fn events_pass_both_ways() {
     assert!(running.device.is_quiet());
 }
 
+#[test]
+fn queue_is_enabled_before_its_first_kick() {
+    let place = Place::new("enable");
+    let program = place.program(answers(MQ | CONFIG | INFLIGHT, 0));
+    let running = Running::new(&place);
+    drop(running);
+    let all = program.all();
+    let at = |wanted| all.iter().position(|&request| request == wanted).unwrap();
+    assert!(at(SET_VRING_ENABLE) < at(SET_VRING_KICK), "{all:?}");
+}
+
 /// Waits for the eventfd that came with a message, and takes the event.
 fn wait(message: &Message) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
