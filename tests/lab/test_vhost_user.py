@@ -85,7 +85,8 @@ def test_qcow2_disk(lab):
         written(guest, path)
         # A discard of mkfs would take away the clusters that the next test needs.
         guest.run(f"mkfs.ext4 -q -F -E nodiscard {path} && mount {path} /mnt && "
-                  f"cp -a /usr/share/perl5 /mnt && umount /mnt && fsck.ext4 -fn {path} && mount -o ro {path} /mnt && "
+                  "cp -a /usr/share/perl5 /mnt && umount /mnt && "
+                  f"fsck.ext4 -fn {path} && mount -o ro {path} /mnt && "
                   "diff -r --no-dereference /usr/share/perl5 /mnt/perl5 && umount /mnt", 120)
         guest.run(f"dd if=/dev/urandom of={path} bs=1M seek=128 count=16 oflag=direct conv=fsync")
         before = int(lab.dom0.run(["stat", "-c", "%b", "/scratch/disk.qcow2"]).stdout)
@@ -113,6 +114,31 @@ def test_disk_survives_its_program(lab):
                 start = log_size(lab.dom0)
             text = job.wait(180, check=True).stdout
         assert "err= 0" in text, text
+
+
+def test_shared_directory(lab):
+    """A source tree is unpacked, built (to Python's byte code), moved about and deleted in
+    the guest; dom0 sees the same files."""
+    sums = "find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+    build = ("tar -xf /tmp/tree.tar && python3 -m compileall -q -s $PWD -p / "
+             "--invalidation-mode unchecked-hash .")
+    with VHOST(lab) as guest:
+        guest.run("mount -t virtiofs shared /mnt && cd $(dirname $(python3 -c "
+                  "'import os; print(os.__file__)')) && "
+                  "tar --exclude=__pycache__ -cf /tmp/tree.tar asyncio email", 400)
+        for place in ("/tmp", "/mnt"):
+            guest.run(f"mkdir {place}/tree && cd {place}/tree && {build}", 400)
+        wanted = guest.run(f"cd /tmp/tree && {sums}").stdout
+        assert guest.run(f"cd /mnt/tree && {sums}", 400).stdout == wanted
+        assert lab.dom0.run(f"cd /scratch/share/tree && {sums}").stdout == wanted
+        assert int(guest.run("find /mnt/tree -name '*.pyc' | wc -l").stdout) > 50
+        guest.run("cp -a /mnt/tree /mnt/copy && mv /mnt/copy /mnt/moved && "
+                  "diff -r --no-dereference /tmp/tree /mnt/moved", 400)
+        guest.run("head -c 16M /dev/urandom >/mnt/file && sync /mnt/file")
+        assert guest.run("sha256sum </mnt/file").stdout == \
+            lab.dom0.run("sha256sum </scratch/share/file").stdout
+        guest.run("rm -r /mnt/tree /mnt/moved /mnt/file && umount /mnt && rm -r /tmp/tree*", 400)
+        assert lab.dom0.run(["ls", "-A", "/scratch/share"]).stdout == ""
 
 
 def test_sockets(lab):

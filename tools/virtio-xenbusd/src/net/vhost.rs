@@ -133,6 +133,7 @@ impl Pair {
 
     fn start(&mut self, queue: usize, vring: &Vring, tap: &tap::Queue) -> Result<()> {
         vring.set_up(&self.kernel, queue, vring.first())?;
+        vring.start(&self.kernel, queue)?;
         if let Some(ready) = self.ready.get_mut(queue) {
             *ready = true;
         }

@@ -65,7 +65,7 @@ impl Vring {
     }
 
     /// Sets the queue up as number `index` of `backend`, which begins at `first` of the available
-    /// ring. The kick comes last: it starts the queue of a vhost-user program.
+    /// ring. [`Vring::start`] is left to do.
     pub fn set_up(
         &self,
         backend: &impl VhostBackend,
@@ -76,7 +76,11 @@ impl Vring {
         backend.set_vring_base(index, first)?;
         backend.set_vring_addr(index, &self.config)?;
         backend.set_vring_err(index, self.events.error.get())?;
-        backend.set_vring_call(index, self.events.call.get())?;
+        backend.set_vring_call(index, self.events.call.get())
+    }
+
+    /// Gives `backend` the kick, which starts the queue of a vhost-user program.
+    pub fn start(&self, backend: &impl VhostBackend, index: usize) -> vhost::Result<()> {
         backend.set_vring_kick(index, self.events.kick.get())
     }
 

@@ -97,6 +97,7 @@ impl Served {
         let index = usize::from(vring.index);
         vring
             .set_up(&self.kernel, index, vring.first())
+            .and_then(|()| vring.start(&self.kernel, index))
             .context("vhost-vsock")?;
         self.set_ready(index, true)
     }

@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use crate::device::feature;
+
 /// A kind of device, as the virtio specification has it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -16,6 +18,9 @@ pub struct Kind {
     pub config: usize,
     /// Offset and bytes of its fields that the driver may write.
     pub writable: &'static [(usize, usize)],
+    /// The same of those that it may write only with what is there, which the program is not told:
+    /// some end at any write.
+    pub fixed: &'static [(usize, usize)],
     /// What its queues are for that there is one of each.
     pub queues: &'static [&'static str],
     /// Request queues come after these, as many as the configuration space says: where in it, and
@@ -23,7 +28,25 @@ pub struct Kind {
     pub requests: Option<(usize, usize)>,
     /// Buffers are used in the order in which they were made available.
     pub in_order: bool,
+    /// Features that are not offered though a program has them: they need more queues.
+    pub withheld: u128,
 }
+
+const VIRTIO_CONSOLE_F_MULTIPORT: u32 = 1;
+
+/// What most kinds have.
+const PLAIN: Kind = Kind {
+    name: "",
+    id: 0,
+    what: "",
+    config: 0,
+    writable: &[],
+    fixed: &[],
+    queues: &[],
+    requests: None,
+    in_order: false,
+    withheld: 0,
+};
 
 const KINDS: &[Kind] = &[
     Kind {
@@ -32,9 +55,8 @@ const KINDS: &[Kind] = &[
         what: "block device",
         config: 60,
         writable: &[(32, 1)],
-        queues: &[],
         requests: Some((34, 2)),
-        in_order: false,
+        ..PLAIN
     },
     Kind {
         name: "console",
@@ -43,28 +65,27 @@ const KINDS: &[Kind] = &[
         config: 12,
         writable: &[(8, 4)],
         queues: &["receive", "transmit"],
-        requests: None,
         in_order: true,
+        withheld: feature(VIRTIO_CONSOLE_F_MULTIPORT),
+        ..PLAIN
     },
     Kind {
         name: "rng",
         id: 4,
         what: "entropy source",
-        config: 0,
-        writable: &[],
         queues: &["request"],
-        requests: None,
         in_order: true,
+        ..PLAIN
     },
     Kind {
         name: "scsi",
         id: 8,
         what: "SCSI host",
         config: 36,
-        writable: &[(20, 4), (24, 4)],
+        fixed: &[(20, 4), (24, 4)],
         queues: &["control", "event"],
         requests: Some((0, 4)),
-        in_order: false,
+        ..PLAIN
     },
     Kind {
         name: "input",
@@ -73,58 +94,50 @@ const KINDS: &[Kind] = &[
         config: 136,
         writable: &[(0, 1), (1, 1)],
         queues: &["event", "status"],
-        requests: None,
         in_order: true,
+        ..PLAIN
     },
     Kind {
         name: "vsock",
         id: 19,
         what: "sockets",
         config: 8,
-        writable: &[],
         queues: &["receive", "transmit", "event"],
-        requests: None,
         in_order: true,
+        ..PLAIN
     },
     Kind {
         name: "sound",
         id: 25,
         what: "sound card",
         config: 12,
-        writable: &[],
         queues: &["control", "event", "transmit", "receive"],
-        requests: None,
-        in_order: false,
+        ..PLAIN
     },
     Kind {
         name: "fs",
         id: 26,
         what: "file system",
         config: 40,
-        writable: &[],
         queues: &["high priority"],
         requests: Some((36, 4)),
-        in_order: false,
+        ..PLAIN
     },
     Kind {
         name: "i2c",
         id: 34,
         what: "I2C adapter",
-        config: 0,
-        writable: &[],
         queues: &["request"],
-        requests: None,
         in_order: true,
+        ..PLAIN
     },
     Kind {
         name: "gpio",
         id: 41,
         what: "GPIO",
         config: 8,
-        writable: &[],
         queues: &["request", "event"],
-        requests: None,
-        in_order: false,
+        ..PLAIN
     },
 ];
 

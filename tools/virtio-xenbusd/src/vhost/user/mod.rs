@@ -164,7 +164,7 @@ impl Device for User {
     }
 
     fn features(&self) -> u128 {
-        device_features(self.features)
+        device_features(self.features) & !self.kind.withheld
     }
 
     fn ring_features(&self) -> u128 {
@@ -192,6 +192,13 @@ impl Device for User {
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), Errno> {
+        if self.kind.fixed.contains(&(offset, data.len())) {
+            let config = self.config.bytes();
+            return match config.get(offset..offset + data.len()) == Some(data) {
+                true => Ok(()),
+                false => Err(Errno::EINVAL),
+            };
+        }
         // Libvhost-user takes a write that it does not like for the end of the connection.
         if !self.kind.writable.contains(&(offset, data.len())) {
             return Err(Errno::EINVAL);

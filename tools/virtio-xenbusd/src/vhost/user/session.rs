@@ -255,8 +255,8 @@ impl Session {
             mmap_offset: 0,
             mmap_handle: file.as_raw_fd(),
         };
-        let mut regions = vec![pool];
-        regions.extend(rings.map(Rings::region));
+        // By address: vm-memory, which most programs in Rust use, takes them in no other order.
+        let regions: Vec<_> = rings.map(Rings::region).into_iter().chain([pool]).collect();
         self.call("SET_MEM_TABLE", |f| f.set_mem_table(&regions).map(drop))
     }
 
@@ -290,10 +290,12 @@ impl Session {
         self.started.insert(vring.index);
         let index = usize::from(vring.index);
         self.call("a queue's setup", |f| vring.set_up(f, index, first))?;
+        // Before the kick: vhost-user-backend takes the events of a queue that is not enabled, and
+        // forgets them.
         if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0 {
             self.call("SET_VRING_ENABLE", |f| f.set_vring_enable(index, true))?;
         }
-        Ok(())
+        self.call("SET_VRING_KICK", |f| vring.start(f, index))
     }
 
     /// Stops a queue. When this returns without an error, the program has finished all buffers

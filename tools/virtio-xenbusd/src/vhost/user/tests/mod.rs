@@ -144,6 +144,45 @@ fn what_the_program_has_is_offered() {
 }
 
 #[test]
+fn what_needs_more_queues_is_not_offered() {
+    let place = Place::new("withheld");
+    let mut answers = answers(MQ | CONFIG, 0);
+    // SIZE and MULTIPORT.
+    let features: u64 = VERSION_1 | PROTOCOL_FEATURES | 0b11;
+    answers.insert(GET_FEATURES, features.to_le_bytes().to_vec());
+    answers.insert(
+        GET_CONFIG,
+        [0u32, 12, 0, 0, 0, 0].map(u32::to_le_bytes).concat(),
+    );
+    let _program = place.program(answers);
+    let device = place.open("type = \"console\"").unwrap();
+    assert_eq!(device.features(), 0b01);
+    assert_eq!(device.queue_sizes(), [16, 16]);
+}
+
+#[test]
+fn sizes_of_a_scsi_host_stay_and_its_program_is_not_asked() {
+    let place = Place::new("sizes");
+    let mut answers = answers(MQ | CONFIG, 0);
+    let mut config = vec![0u32; 3 + 9];
+    (config[1], config[3], config[3 + 5]) = (36, 1, 96);
+    answers.insert(
+        GET_CONFIG,
+        config.into_iter().flat_map(u32::to_le_bytes).collect(),
+    );
+    answers.insert(GET_QUEUE_NUM, 3u64.to_le_bytes().to_vec());
+    let program = place.program(answers);
+    let mut device = place.open("type = \"scsi\"").unwrap();
+    assert_eq!(device.write_config(20, &96u32.to_le_bytes()), Ok(()));
+    assert_eq!(
+        device.write_config(20, &97u32.to_le_bytes()),
+        Err(Errno::EINVAL)
+    );
+    drop(device);
+    assert!(program.all().iter().all(|&request| request != SET_CONFIG));
+}
+
+#[test]
 fn program_and_settings_must_fit() {
     let place = Place::new("fit");
     let error = |protocol, more| {
@@ -193,6 +232,17 @@ fn events_pass_both_ways() {
     running.driver.wait_call();
     running.stop().unwrap();
     assert!(running.device.is_quiet());
+}
+
+#[test]
+fn queue_is_enabled_before_its_first_kick() {
+    let place = Place::new("enable");
+    let program = place.program(answers(MQ | CONFIG | INFLIGHT, 0));
+    let running = Running::new(&place);
+    drop(running);
+    let all = program.all();
+    let at = |wanted| all.iter().position(|&request| request == wanted).unwrap();
+    assert!(at(SET_VRING_ENABLE) < at(SET_VRING_KICK), "{all:?}");
 }
 
 /// Waits for the eventfd that came with a message, and takes the event.
@@ -315,8 +365,13 @@ fn requests_survive_a_program_that_keeps_no_record() {
     let place = Place::new("survive");
     let program = place.program(answers(MQ | CONFIG, 0));
     let mut running = Running::new(&place);
-    let rings =
-        |message: Message| Mapping::of_file(message.fds[1].as_fd(), &[0, 1, 2, 3], true).unwrap();
+    let rings = |message: Message| {
+        // Programs that use vm-memory refuse a table that is not sorted by address.
+        let [rings, pool] = [8, 40].map(|at| address(&message.body, at));
+        assert!(rings < pool, "{rings:#x} {pool:#x}");
+        assert_eq!(pool, POOL_START.0);
+        Mapping::of_file(message.fds[0].as_fd(), &[0, 1, 2, 3], true).unwrap()
+    };
     let memory = rings(program.expect(SET_MEM_TABLE));
     let kick = program.expect(SET_VRING_KICK);
     for head in [5, 0, 3] {

@@ -27,8 +27,10 @@ pub const SET_VRING_KICK: u32 = 12;
 pub const SET_VRING_CALL: u32 = 13;
 pub const GET_PROTOCOL_FEATURES: u32 = 15;
 pub const GET_QUEUE_NUM: u32 = 17;
+pub const SET_VRING_ENABLE: u32 = 18;
 pub const SET_BACKEND_REQ_FD: u32 = 21;
 pub const GET_CONFIG: u32 = 24;
+pub const SET_CONFIG: u32 = 25;
 pub const GET_INFLIGHT_FD: u32 = 31;
 pub const SET_INFLIGHT_FD: u32 = 32;
 
@@ -84,6 +86,14 @@ impl Program {
     /// Answers a request otherwise from now on.
     pub fn answer(&self, request: u32, body: Vec<u8>) {
         self.answers.lock().unwrap().insert(request, body);
+    }
+
+    /// All requests until the connection ends.
+    pub fn all(&self) -> Vec<u32> {
+        self.messages
+            .iter()
+            .map(|message| message.request)
+            .collect()
     }
 
     /// The next message that is this request.
@@ -168,6 +178,11 @@ fn owned(fd: i32) -> OwnedFd {
 /// The word at `at`.
 pub fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*bytes[at..].first_chunk().unwrap())
+}
+
+/// The address at `at`.
+pub fn address(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes[at..].first_chunk().unwrap())
 }
 
 /// Signals the eventfd that came with a message.
