@@ -15,6 +15,7 @@ use crate::{
     report::PoolReport,
     sys::{
         bindings::{
+            VIRTIO_CONFIG_S_DRIVER_OK,
             VIRTIO_CONFIG_S_NEEDS_RESET,
             VIRTIO_F_VERSION_1, //
         },
@@ -326,6 +327,11 @@ impl Transport for XenbusTransport {
                 // What stands in the page is what a backend that starts anew takes over.
                 // CAST: `status` was a byte when it was stored.
                 control.set_status(old as u8);
+                // Nobody looks whether the queues run: the driver would wait for them.
+                // CAST: A bit of a byte.
+                if status & VIRTIO_CONFIG_S_DRIVER_OK as u8 != 0 {
+                    control.kill();
+                }
             }
         }
     }
