@@ -68,7 +68,7 @@ def test_vhost_net_channels_change_under_traffic(lab):
     """ethtool -L, several times, while a stream runs."""
     with CARDS(lab) as guest:
         connect(guest)
-        with Traffic(lab, guest, "eth0", "both", 6, streams=4) as traffic:
+        with Traffic(lab, guest, "eth0", "both", 10, streams=4) as traffic:
             for channels in (1, 2, 1, 2):
                 guest.run(["ethtool", "-L", "eth0", "combined", channels])
                 text = guest.run(["ethtool", "-l", "eth0"]).stdout
