@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 """Devices that other programs serve: disks by qemu-storage-daemon, a file system by
-virtiofsd, sockets by the kernel's vhost-vsock. The programs are Debian's, as they are."""
+virtiofsd, entropy and SCSI by vhost-device, sockets by the kernel's vhost-vsock. The
+programs are as they are."""
 
 import json
+import random
 
-from support import Setup, appears, fio, log_size, value, wait_log, wait_store
+from support import Setup, appears, fio, log_size, sha256, value, wait_log, wait_store
 
 CID = 42
 CONFIG = f"""
@@ -22,8 +24,19 @@ vhost-user = {{ socket = "/run/fs.sock", type = "fs", tag = "shared" }}
 domain = "vhost"
 device = 2
 vsock = {{ cid = {CID} }}
+
+[[device]]
+domain = "vhost"
+device = 3
+vhost-user = {{ socket = "/run/rng.sock0", type = "rng", max-pool-pages = 64 }}
+
+[[device]]
+domain = "vhost"
+device = 4
+vhost-user = {{ socket = "/run/scsi.sock", type = "scsi" }}
 """
-TYPES = [f"type=virtio,device{number:x},transport=mmio,grant_usage=1" for number in (2, 26, 19)]
+TYPES = [f"type=virtio,device{number:x},transport=mmio,grant_usage=1"
+         for number in (2, 26, 19, 4, 8)]
 
 # Clusters are there from the beginning: what is written to them is in the file at once, as a
 # program that is killed needs it.
@@ -35,14 +48,27 @@ START_DISK = (
     "discard=unmap --blockdev driver=qcow2,node-name=disk,file=file,discard=unmap"
     " --export type=vhost-user-blk,id=disk,node-name=disk,writable=on,num-queues=2,"
     "addr.type=unix,addr.path=/run/disk.sock")
-# A library for programs that look for the size of what they map; daemon-vhost.rst.
-START_SHARE = (
-    "rm -rf /scratch/share /run/fs.sock; mkdir /scratch/share; "
-    "LD_PRELOAD=/payload/libvirtio_xenbus_seek.so setsid /usr/libexec/virtiofsd"
-    " --socket-path /run/fs.sock --shared-dir /scratch/share >/var/log/virtiofsd.log 2>&1 &")
+
+
+def start(program, arguments):
+    """A shell command that starts a program with the library for those that look for the
+    size of what they map; daemon-vhost.rst."""
+    name = program.rpartition("/")[2]
+    return (f"LD_PRELOAD=/payload/libvirtio_xenbus_seek.so setsid {program} {arguments} "
+            f">/var/log/{name}.log 2>&1 & ")
+
+
+START_OTHERS = (
+    "killall -q virtiofsd vhost-device-rng vhost-device-scsi; "
+    "rm -rf /scratch/share /run/fs.sock /run/scsi.sock; mkdir /scratch/share; "
+    "head -c 4M /dev/urandom >/scratch/scsi.img; touch /scratch/entropy; "
+    + start("/usr/libexec/virtiofsd", "--socket-path /run/fs.sock --shared-dir /scratch/share")
+    + start("/payload/vhost-device-rng", "--socket-path /run/rng.sock -f /scratch/entropy")
+    + start("/payload/vhost-device-scsi", "--socket-path /run/scsi.sock -r /scratch/scsi.img"))
 STOP_DISK = "kill -9 $(cat /run/disk.pid)"
 VHOST = Setup(
-    CONFIG, f"modprobe vhost_vsock; {STOP_DISK}; rm -f /run/disk.*; {IMAGE} && {START_SHARE}",
+    CONFIG,
+    f"modprobe vhost_vsock; {STOP_DISK}; rm -f /run/disk.*; {IMAGE} && {{ {START_OTHERS} }}",
     vhost={"cards": TYPES, "vcpus": 2})
 
 
@@ -139,6 +165,31 @@ def test_shared_directory(lab):
             lab.dom0.run("sha256sum </scratch/share/file").stdout
         guest.run("rm -r /mnt/tree /mnt/moved /mnt/file && umount /mnt && rm -r /tmp/tree*", 400)
         assert lab.dom0.run(["ls", "-A", "/scratch/share"]).stdout == ""
+
+
+def test_entropy(lab):
+    """What the guest reads from /dev/hwrng is what the program takes from its source."""
+    # Each read is answered with one buffer; the kernel takes some for itself between.
+    size, count = 64, 32
+    source = random.Random(4).randbytes(1 << 20)
+    with VHOST(lab) as guest:
+        lab.dom0.run("cat >/scratch/entropy", stdin=source)
+        guest.run("modprobe virtio_rng && grep virtio /sys/class/misc/hw_random/rng_current")
+        text = guest.run(f"dd if=/dev/hwrng bs={size} count={count} iflag=fullblock status=none | "
+                         f"od -An -v -tx1 -w{size}").stdout
+        pieces = [bytes.fromhex(line) for line in text.splitlines()]
+        assert [len(piece) for piece in pieces] == [size] * count, pieces
+        places = [source.find(piece) for piece in pieces]
+        assert -1 not in places and places == sorted(set(places)), places
+
+
+def test_scsi_disk(lab):
+    """A disk behind a SCSI host is read. The program does not write."""
+    with VHOST(lab) as guest:
+        guest.run("modprobe sd_mod && modprobe virtio_scsi")
+        appears(guest, "/dev/sda")
+        assert sha256(guest, "/dev/sda") == sha256(lab.dom0, "/scratch/scsi.img")
+        assert value(guest, "/sys/block/sda/ro") == "1"
 
 
 def test_sockets(lab):
