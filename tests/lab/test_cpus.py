@@ -33,10 +33,18 @@ def send_from_each_cpu(guest):
               f"taskset -c $number ping -q -f -c 20 {BRIDGES['eth0']} || exit; done", 120)
 
 
+def warm(guest):
+    """What guest and daemon keep after a first load, buffers of cards and workers of io_uring
+    among them, is no leak of the next one."""
+    connect(guest, devices=("eth0",))
+    with verified(guest):
+        send_from_each_cpu(guest)
+
+
 def test_cpus_come_and_go(lab):
     """By xl vcpu-set and by sysfs: no request and no packet waits for a CPU that is gone."""
     with CPUS(lab) as guest:
-        connect(guest, devices=("eth0",))
+        warm(guest)
         assert len(guest.run(["ls", "/sys/block/vda/mq"]).stdout.split()) == 4
         wait_cpus(guest, SOME)
         with nothing_left(lab, guest), verified(guest), \
@@ -61,7 +69,7 @@ def test_cpus_come_and_go(lab):
 def test_long_pause(lab):
     """xl pause: everything stands still, and goes on as if nothing had been."""
     with CPUS(lab) as guest:
-        connect(guest, devices=("eth0",))
+        warm(guest)
         with nothing_left(lab, guest), verified(guest), \
                 concurrent.futures.ThreadPoolExecutor() as pool:
             tap = f"/sys/class/net/vx{guest.domid}.0/statistics/rx_bytes"
