@@ -10,9 +10,11 @@ from resources import nothing_left
 from support import Setup, cards, images, log_size, rebind, script, sha256, value, wait_log
 
 TOOL = "/payload/virtio-xenbusctl"
-CONFIG = cards("life") + cards("life", first=1, settings='bridge = "br9"')
+CONFIG = cards("life") + cards("life", first=1, settings='bridge = "br9"') + "".join(
+    f'[[disk]]\ndomain = "life"\nvdev = "xvd{letter}"\nblk = {{ serial = "{serial}" }}\n'
+    for letter, serial in (("a", "full"), ("b", "bad"), ("c", "short")))
 SMALL = "/scratch/small"  # a file system with little room
-STORE = "/run/xenstored/socket"
+STORE = "/var/run/xenstored/socket"  # as libxenstore says it
 BAD, BAD_SECTORS, SECTORS = 8192, 16, 16384
 PREPARE = (
     # Without persistent grants of the guest's root disk, whose number depends on what has
@@ -33,6 +35,12 @@ LIFE = Setup(CONFIG, PREPARE,
                    "cards": ["virtio", "virtio"], "vcpus": 2})
 
 
+def name(guest, serial):
+    """The guest's name of a disk, which depends on which was there first."""
+    path, = guest.run(f"grep -lw {serial} /sys/block/vd*/serial").stdout.split()
+    return path.split("/")[3]
+
+
 def copy(guest, source, target, *more):
     """dd past the page cache, which may fail; returns its Result."""
     way = "iflag" if source.startswith("/dev/vd") else "oflag"
@@ -50,28 +58,29 @@ def test_disk_full(lab):
     """No room for a write under a sparse image: that write fails, what has been written
     stays, and the guest goes on when there is room."""
     with LIFE(lab) as guest, nothing_left(lab, guest):
+        disk = f"/dev/{name(guest, 'full')}"
         dom0, start = lab.dom0, log_size(lab.dom0)
-        guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct status=none")
-        sent = guest.run("dd if=/dev/vda bs=1M count=8 iflag=direct status=none | "
+        guest.run(f"dd if=/dev/urandom of={disk} bs=1M count=8 oflag=direct status=none")
+        sent = guest.run(f"dd if={disk} bs=1M count=8 iflag=direct status=none | "
                          "sha256sum").stdout
-        done = copy(guest, "/dev/zero", "/dev/vda", "bs=1M", "seek=8")
+        done = copy(guest, "/dev/zero", disk, "bs=1M", "seek=8")
         assert_fails(done)
         wait_log(dom0, start, f"{SMALL}/full.img: Some(Write")
         wait_log(dom0, start, "No space left on device")
         # The first block that has no room.
         block = 8 + int(re.search(r"(\d+)\+\d records out", done.stderr)[1])
         assert 16 <= block < 48, done.stderr
-        assert_fails(copy(guest, "/dev/zero", "/dev/vda", "bs=1M", "count=1", f"seek={block}"))
+        assert_fails(copy(guest, "/dev/zero", disk, "bs=1M", "count=1", f"seek={block}"))
         # What needs no new room.
-        guest.run("dd if=/dev/zero of=/dev/vda bs=1M count=1 seek=8 oflag=direct conv=fsync")
+        guest.run(f"dd if=/dev/zero of={disk} bs=1M count=1 seek=8 oflag=direct conv=fsync")
 
         dom0.run(["rm", f"{SMALL}/ballast"])
-        guest.run(f"dd if=/dev/zero of=/dev/vda bs=1M count=4 seek={block} oflag=direct "
+        guest.run(f"dd if=/dev/zero of={disk} bs=1M count=4 seek={block} oflag=direct "
                   "conv=fsync")
-        assert guest.run("dd if=/dev/vda bs=1M count=8 iflag=direct status=none | "
+        assert guest.run(f"dd if={disk} bs=1M count=8 iflag=direct status=none | "
                          "sha256sum").stdout == sent
-        assert sha256(guest, "/dev/vda") == sha256(dom0, f"{SMALL}/full.img")
-        guest.run(["blkdiscard", "/dev/vda"])
+        assert sha256(guest, disk) == sha256(dom0, f"{SMALL}/full.img")
+        guest.run(["blkdiscard", disk])
 
 
 def table(lab, *lines):
@@ -84,56 +93,69 @@ def test_bad_sectors(lab):
     in writing, and in no others."""
     after = BAD + BAD_SECTORS
     with LIFE(lab) as guest, nothing_left(lab, guest):
-        guest.run("dd if=/dev/urandom of=/dev/vdb bs=1M count=8 oflag=direct status=none")
-        good = sha256(guest, "/dev/vdb")
+        disk = f"/dev/{name(guest, 'bad')}"
+        guest.run(f"dd if=/dev/urandom of={disk} bs=1M count=8 oflag=direct status=none")
+        good = sha256(guest, disk)
         guest.run(["dmesg", "-C"])
         table(lab, f"0 {BAD} linear /dev/loop7 0", f"{BAD} {BAD_SECTORS} error",
               f"{after} {SECTORS - after} linear /dev/loop7 {after}")
         try:
             blocks = range(BAD // 8 - 2, after // 8 + 2)
             bad = range(BAD // 8, after // 8)
-            for source, target, place in (("/dev/vdb", "/dev/null", "skip"),
-                                          ("/dev/zero", "/dev/vdb", "seek")):
+            for source, target, place in ((disk, "/dev/null", "skip"),
+                                          ("/dev/zero", disk, "seek")):
                 failed = [block for block in blocks if copy(
                     guest, source, target, "count=1", f"{place}={block}").returncode]
                 assert failed == list(bad), (place, failed)
             # A request that has both kinds.
-            assert_fails(copy(guest, "/dev/vdb", "/dev/null", "bs=64k", "count=1",
+            assert_fails(copy(guest, disk, "/dev/null", "bs=64k", "count=1",
                               f"skip={BAD // 128}"))
-            done = copy(guest, "/dev/vdb", "/dev/null", "conv=noerror")
+            done = copy(guest, disk, "/dev/null", "conv=noerror")
             assert f"{SECTORS // 8 - len(bad)}+0 records out" in done.stderr, done.stderr
-            sectors = re.findall(r"I/O error, dev vdb, sector (\d+)",
+            sectors = re.findall(rf"I/O error, dev {disk[5:]}, sector (\d+)",
                                  guest.run("dmesg").stdout)
             assert sectors and all(BAD <= int(sector) < after for sector in sectors), \
                 sectors
         finally:
             table(lab, f"0 {SECTORS} linear /dev/loop7 0")
         # The blocks beside the bad ones that were written are zeroes by now.
-        guest.run("dd if=/dev/vdb of=/dev/null bs=1M iflag=direct status=none")
-        assert sha256(guest, "/dev/vdb") != good
-        guest.run("dd if=/dev/zero of=/dev/vdb bs=1M oflag=direct count=8 conv=fsync")
+        guest.run(f"dd if={disk} of=/dev/null bs=1M iflag=direct status=none")
+        assert sha256(guest, disk) != good
+        guest.run(f"dd if=/dev/zero of={disk} bs=1M oflag=direct count=8 conv=fsync")
 
 
 def test_file_gets_shorter(lab):
     """A file that somebody cuts while it is used: what is not there any more cannot be read,
     the log says why, and what is written there is there again."""
     with LIFE(lab) as guest, nothing_left(lab, guest):
+        disk = f"/dev/{name(guest, 'short')}"
         dom0, start = lab.dom0, log_size(lab.dom0)
         mib = 1 << 20
-        guest.run("dd if=/dev/urandom of=/dev/vdc bs=1M count=8 oflag=direct status=none")
+        guest.run(f"dd if=/dev/urandom of={disk} bs=1M count=8 oflag=direct status=none")
         dom0.run("truncate -s 4M /scratch/short.img")
-        guest.run("dd if=/dev/vdc of=/dev/null bs=1M count=4 iflag=direct status=none")
-        assert_fails(copy(guest, "/dev/vdc", "/dev/null", "count=1", f"skip={4 * mib >> 12}"))
+        guest.run(f"dd if={disk} of=/dev/null bs=1M count=4 iflag=direct status=none")
+        assert_fails(copy(guest, disk, "/dev/null", "count=1", f"skip={4 * mib >> 12}"))
         wait_log(dom0, start, "/scratch/short.img: Some(Read")
         wait_log(dom0, start, "the file ends before that")
-        guest.run("dd if=/dev/urandom of=/dev/vdc bs=1M count=2 seek=6 oflag=direct "
+        guest.run(f"dd if=/dev/urandom of={disk} bs=1M count=2 seek=6 oflag=direct "
                   "conv=fsync status=none")
-        assert value(guest, "/sys/block/vdc/size") == str(8 * mib >> 9)
-        assert sha256(guest, "/dev/vdc") == sha256(dom0, "/scratch/short.img")
+        assert value(guest, f"/sys/block/{disk[5:]}/size") == str(8 * mib >> 9)
+        assert sha256(guest, disk) == sha256(dom0, "/scratch/short.img")
 
 
 def ping(guest, device):
     guest.run(["ping", "-q", "-c", 3, "-i", "0.2", "-W", 10, BRIDGES[device]])
+
+
+@contextlib.contextmanager
+def connected(lab):
+    """The guest, whose cards have buffers already; it holds no more after the block."""
+    with LIFE(lab) as guest:
+        connect(guest)
+        for device in ("eth0", "eth1"):
+            ping(guest, device)
+        with nothing_left(lab, guest):
+            yield guest
 
 
 def bridge_of(lab, tap):
@@ -143,10 +165,8 @@ def bridge_of(lab, tap):
 def test_bridge_made_anew(lab):
     """A bridge is removed: the guest's link goes down, and the log says why. A new one of that
     name gets the card. A port that was put into another bridge stays there."""
-    with LIFE(lab) as guest, nothing_left(lab, guest):
+    with connected(lab) as guest:
         dom0, start = lab.dom0, log_size(lab.dom0)
-        connect(guest)
-        ping(guest, "eth1")
         tap = ports(lab, guest)["eth1"].name
         dom0.run(["ip", "link", "del", "br9"])
         wait_carrier(guest, "eth1", "0")
@@ -170,9 +190,8 @@ def test_bridge_made_anew(lab):
 def test_tap_removed(lab):
     """Somebody removes a tap in use: the link goes down, the log says what to do, that makes
     the card work again, and the other card has not been disturbed."""
-    with LIFE(lab) as guest, nothing_left(lab, guest):
+    with connected(lab) as guest:
         dom0, start = lab.dom0, log_size(lab.dom0)
-        connect(guest)
         tap = ports(lab, guest)["eth1"].name
         with guest.start(["ping", "-q", "-f", BRIDGES["eth1"]]):
             dom0.run(f"until [ $(cat /sys/class/net/{tap}/statistics/rx_packets) -gt 100 ]; "
@@ -211,20 +230,21 @@ def own_daemon(lab):
 def test_xenstore_lost(lab):
     """The connections to xenstored end: so does the daemon, with a message and a status that
     make systemd start it again. The next one goes on with the devices."""
-    with LIFE(lab) as guest, nothing_left(lab, guest):
+    with connected(lab) as guest:
         dom0 = lab.dom0
-        connect(guest)
         with own_daemon(lab) as process:
             process.wait_output("virtio/1: connected", 30)
             ping(guest, "eth1")
             pid = process.stdout.decode().strip()
-            assert int(script(dom0, "cut-connections", pid, STORE)) > 5
+            # One for each device, and the main thread's.
+            cut = int(script(dom0, "cut-connections", pid, STORE))
+            assert cut >= 6, f"{cut} connections to {STORE}"
             done = process.wait(30)
             assert done.returncode == 1, done
             assert "ending; the guests' devices stay for the next daemon: the connection to " \
                 "xenstore is lost" in done.stderr, done.stderr
-        for disk in ("vda", "vdb", "vdc"):
-            guest.run(f"dd if=/dev/{disk} of=/dev/null bs=1M count=2 iflag=direct status=none")
+        for serial in ("full", "bad", "short"):
+            guest.run(f"dd if=/dev/{name(guest, serial)} of=/dev/null bs=1M count=2 iflag=direct status=none")
         for card in ("eth0", "eth1"):
             wait_carrier(guest, card, "1")
             ping(guest, card)
