@@ -12,7 +12,7 @@ from observe import Device
 from resources import assert_same, count
 from support import Setup, add_test, cards, images, log_size, script, started, wait_log
 
-KILLS = int(os.environ.get("VXB_KILLS", "10"))
+KILLS = int(os.environ.get("VXB_KILLS", "5"))
 QUEUES, DEPTH = 4, 32
 START = ["daemon", "start", "/etc/virtio-xenbusd.toml"]
 FILE = "/scratch/restart.img"
