@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 
+from harness import reports
 from net import Traffic, connect
 from observe import Device
 from resources import assert_same, count
@@ -168,6 +169,9 @@ def test_ended_in_order(lab):
         logged(lab, guest, 3, signal.SIGTERM)
 
 
+# Dom0's gntdev cannot unmap what a process had mapped when the process's page tables are gone:
+# it waits for the I/O, as it must (daemon.rst).
+@reports.expected(r"WARNING: drivers/xen/gntdev\.c:\d+ at __unmap_grant_pages_done")
 def test_what_the_kernel_still_does(lab):
     """I/O that the kernel has of a daemon that was killed is over before the next one does
     anything: it would write what the guest has written over since."""
