@@ -7,7 +7,6 @@ import os
 import signal
 import statistics
 
-from harness import reports
 from net import Traffic, connect
 from observe import Device
 from resources import assert_same, count
@@ -28,11 +27,6 @@ SETUPS = {mode: Setup(CONFIG, PREPARE,
                       restart={"disks": [f"virtio:{FILE}"], "cards": ["virtio"],
                                "vcpus": QUEUES, "driver": [f"address_mode={mode}"]})
           for mode in ("pool", "grant", "machine")}
-# A disk whose I/O dom0's kernel can be made to hold.
-HELD = Setup("", images("held.img", size="64M") + " && modprobe -a loop dm-mod && "
-             "device=$(losetup -f --show /scratch/held.img) && "
-             "dmsetup create held --noudevsync --table \"0 $((64 << 11)) linear $device 0\" && "
-             "dmsetup mknodes held", held={"disks": ["virtio:/dev/mapper/held"]})
 
 
 def ended_and_started(lab, number=signal.SIGKILL, meanwhile=None, again=False):
@@ -167,31 +161,3 @@ def test_ended_in_order(lab):
     """SIGTERM, as systemctl restart sends it."""
     with SETUPS["pool"](lab) as guest:
         logged(lab, guest, 3, signal.SIGTERM)
-
-
-# Dom0's gntdev cannot unmap what a process had mapped when the process's page tables are gone:
-# it waits for the I/O, as it must (daemon.rst).
-@reports.expected(r"WARNING: drivers/xen/gntdev\.c:\d+ at __unmap_grant_pages_done")
-def test_what_the_kernel_still_does(lab):
-    """I/O that the kernel has of a daemon that was killed is over before the next one does
-    anything: it would write what the guest has written over since."""
-    with HELD(lab) as guest:
-        dom0, start = lab.dom0, log_size(lab.dom0)
-        dom0.run(["dmsetup", "suspend", "--noflush", "--nolockfs", "held"])
-        with guest.start("for number in {1..8}; do echo $number | dd of=/dev/vda bs=4k seek=$number "
-                         "conv=sync oflag=direct status=none & done; wait") as writes:
-            # All are in the kernel: nothing more is under way between guest and daemon.
-            guest.run("until [ $(awk '{print $2}' /sys/block/vda/inflight) = 8 ]; do "
-                      "sleep 0.1; done")
-            dom0.stop_daemon(signal.SIGKILL)
-            dom0.run(START)
-            wait_log(dom0, start, "still waiting for I/O of an earlier daemon to end")
-            assert writes.poll() is None
-            dom0.run(["dmsetup", "resume", "held"])
-            writes.wait(60, check=True)
-        wait_log(dom0, start, "held virtio_disk/51712: connected")
-        text = guest.run("for number in {1..8}; do dd if=/dev/vda bs=4k skip=$number count=1 "
-                         "iflag=direct status=none | head -c 1; done").stdout
-        assert text == "12345678", text
-        error = f"/local/domain/0/error/backend/virtio_disk/{guest.domid}/51712/error"
-        assert dom0.run(["xenstore-read", error], check=False).returncode, "an error is left"
