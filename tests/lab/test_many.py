@@ -7,7 +7,7 @@ import string
 
 from modes import loaded
 from resources import event_channels, grants
-from support import Setup, cards, fio, images
+from support import Setup, cards, images
 
 DISKS, CARDS, CPUS = 16, 8, 2
 FILES = [f"many-{letter}.img" for letter in string.ascii_lowercase[:DISKS]]

@@ -65,9 +65,7 @@ impl Segment {
     pub fn has_references(&self) -> bool {
         ends_by(self.grant().0, self.len, 1 << GRANT_BITS)
     }
-}
 
-impl Segment {
     /// Whether it is named by frames.
     pub fn is_machine(&self) -> bool {
         self.kind() == Kind::Machine
