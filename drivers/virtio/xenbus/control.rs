@@ -80,6 +80,18 @@ impl Control {
         })
     }
 
+    /// Forgets all that either side has written, for another backend. Nobody else may use the page.
+    pub(crate) fn clear(&self) {
+        self.page.fill(0, 0, self.page.size());
+        self.awaited.store(0, ordering::Relaxed);
+        self.seen_interrupts.store(0, ordering::Relaxed);
+    }
+
+    /// Grants the page anew, as [`SharedPages::grant_anew`].
+    pub(crate) fn grant_anew(&self, domain: u16) -> Result {
+        self.page.grant_anew(domain)
+    }
+
     /// The grant reference of the page.
     pub(crate) fn reference(&self) -> Result<u32> {
         self.page.references().next().ok_or(EINVAL)

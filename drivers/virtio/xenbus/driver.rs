@@ -5,16 +5,6 @@
 use crate::{
     link::Link,
     module_parameters,
-    negotiate::{
-        choose,
-        device_id,
-        parse_offer,
-        Choice,
-        Limits,
-        Mode,
-        Refusal,
-        KEY_TYPE, //
-    },
     report::StateReport,
     state::{
         react,
@@ -22,10 +12,6 @@ use crate::{
         State, //
     },
     sys::{
-        bindings::{
-            VIRTIO_ID_BLOCK,
-            VIRTIO_ID_NET, //
-        },
         compat::{
             eproto,
             parameter, //
@@ -34,18 +20,11 @@ use crate::{
             Dir,
             File, //
         },
-        page::is_translated,
-        parameters::address_mode,
         virtio::Registration,
         xenbus::{
             self,
             IdTable,
             RawIdTable, //
-        },
-        xenstore::{
-            self,
-            Transaction,
-            Value, //
         },
     },
     transport::XenbusTransport,
@@ -76,6 +55,15 @@ use kernel::{
     },
 };
 
+mod offer;
+mod suspend;
+
+use offer::{
+    announce,
+    expected_device_id,
+    read_offer, //
+};
+
 /// How long a backend may take to let go of what is shared.
 const CLOSE_TIMEOUT: Delta = Delta::from_secs(5);
 
@@ -104,6 +92,15 @@ pub(crate) struct Frontend {
     /// Nothing has been done for the device yet.
     new: Atomic<bool>,
 
+    /// The driver of the virtio device has been frozen.
+    frozen: Atomic<bool>,
+
+    /// The backend is not the one that the device was connected to when it was frozen.
+    restored: Atomic<bool>,
+
+    /// When the device has been disconnected it is to begin anew.
+    again: Atomic<bool>,
+
     /// The device's directory in debugfs.
     debugfs: Dir,
 
@@ -121,6 +118,9 @@ impl xenbus::Driver for Frontend {
         try_pin_init!(Self {
             stage <- new_mutex!(Stage::Idle),
             new: Atomic::new(true),
+            frozen: Atomic::new(false),
+            restored: Atomic::new(false),
+            again: Atomic::new(false),
             _state: debugfs.file(
                 c"state",
                 KBox::pin(StateReport((&**dev).into()), GFP_KERNEL)?,
@@ -132,9 +132,11 @@ impl xenbus::Driver for Frontend {
     fn states_changed(dev: &xenbus::Device<Bound>, this: &Self) -> bool {
         // A driver before us has left the device closed. The backend offers it again when it sees
         // this.
-        if this.new.xchg(false, ordering::Relaxed) {
-            dev.switch_state(State::Initialising.raw());
-        }
+        this.switch(|| {
+            if this.new.xchg(false, ordering::Relaxed) {
+                dev.switch_state(State::Initialising.raw());
+            }
+        });
 
         for _ in 0..MAX_STEPS {
             let (ours, theirs) = this.states(dev);
@@ -165,12 +167,28 @@ impl xenbus::Driver for Frontend {
                 }
                 Action::Disconnect => {
                     this.disconnect(dev, theirs);
-                    this.switch(|| dev.closed());
+                    this.switch(|| {
+                        let again = this.again.xchg(false, ordering::Relaxed);
+                        this.new.store(again, ordering::Relaxed);
+                        dev.closed();
+                    });
                 }
                 // The change to this pair of states is told to `states_changed()`.
                 Action::Nothing | Action::Refresh | Action::Negotiate | Action::Replug => return,
             }
         }
+    }
+
+    fn suspend(dev: &xenbus::Device<Bound>, this: &Self) {
+        this.freeze(dev);
+    }
+
+    fn restore(dev: &xenbus::Device<Bound>, this: &Self) {
+        this.forget(dev);
+    }
+
+    fn complete(dev: &xenbus::Device<Bound>, this: &Self) {
+        this.thaw(dev);
     }
 
     fn unbind(dev: &xenbus::Device<Core<'_>>, this: &Self) {
@@ -190,7 +208,7 @@ impl Frontend {
         )
     }
 
-    /// Switches the state in another thread than that of the watches.
+    /// Switches the state; not at the same time as another thread.
     fn switch(&self, switch: impl FnOnce()) {
         let _guard = self.stage.lock();
         switch();
@@ -208,15 +226,11 @@ impl Frontend {
 
     /// Takes the backend's offer, and tells it what it needs to connect.
     fn negotiate(&self, dev: &xenbus::Device<Bound>) -> Result {
-        let choice = read_offer(dev)?;
+        let choice = read_offer(dev, None)?;
         let link = Link::new(dev, &choice, request_timeout(), &self.debugfs)
             .inspect_err(|&e| fatal(dev, e, fmt!("sharing control page and pool")))?;
         self.set(Stage::Linked(link.clone()));
-
-        publish(dev, &choice, &link)
-            .inspect_err(|&e| fatal(dev, e, fmt!("writing to {}", dev.node_name())))?;
-        dev.switch_state(State::Initialised.raw());
-        Ok(())
+        announce(dev, &choice, &link)
     }
 
     /// Registers the virtio device that the backend has described.
@@ -226,13 +240,7 @@ impl Frontend {
             _ => return Err(EINVAL),
         };
 
-        let expected = expected_device_id(dev)?;
-        let raw = link.control.identity()?;
-        let identity = wire::check_identity(&raw, expected).map_err(|bad| {
-            fatal(dev, eproto(), fmt!("{bad}"));
-            eproto()
-        })?;
-
+        let identity = identity(dev, &link)?;
         let (device, vendor) = (identity.device_id, identity.vendor_id);
         let transport = XenbusTransport::new((&**dev).into(), link.clone(), identity);
 
@@ -316,82 +324,14 @@ fn request_timeout() -> Msecs {
     wanted.max(LEAST)
 }
 
-/// Reads the backend's offer and makes the choice.
-fn read_offer(dev: &xenbus::Device<Bound>) -> Result<Choice> {
-    let [versions, modes, max_queues, max_pool] = [
-        wire::KEY_VERSIONS,
-        wire::KEY_MODES,
-        wire::KEY_MAX_QUEUES,
-        wire::KEY_MAX_POOL,
-    ]
-    .map(|key| xenstore::read(dev.backend(), key).ok());
-
-    let pool_kib = parameter(match expected_device_id(dev)? {
-        VIRTIO_ID_NET => module_parameters::net_pool_kib.value(),
-        VIRTIO_ID_BLOCK => module_parameters::disk_pool_kib.value(),
-        _ => module_parameters::other_pool_kib.value(),
-    });
-    let limits = Limits {
-        modes: Mode::allowed(address_mode(), is_trusted(dev)),
-        pool_pages: pool_kib as usize * 1024 / wire::PAGE_SIZE,
-    };
-
-    parse_offer(
-        bytes(&versions),
-        bytes(&modes),
-        bytes(&max_queues),
-        bytes(&max_pool),
-    )
-    .and_then(|offer| choose(&offer, &limits))
-    .map_err(|refusal| refuse(dev, &refusal))
-}
-
-/// The device id that xenstore says.
-fn expected_device_id(dev: &xenbus::Device<Bound>) -> Result<u32> {
-    let kind = dev.device_type().to_str()?;
-    let name = xenstore::read(dev.backend(), KEY_TYPE).ok();
-
-    device_id(kind, bytes(&name)).map_err(|refusal| refuse(dev, &refusal))
-}
-
-/// Whether the toolstack says that the backend may see more than what is meant for it; the same key
-/// as xen-blkfront's and xen-netfront's (XSA-403). The backend cannot write to it.
-fn is_trusted(dev: &xenbus::Device<Bound>) -> bool {
-    xenstore::read(dev.node_name(), c"trusted").map_or(true, |value| value.as_bytes() != b"0")
-}
-
-fn bytes(value: &Option<Value>) -> Option<&[u8]> {
-    value.as_ref().map(Value::as_bytes)
-}
-
-/// Tells the backend in one transaction what was chosen and what is shared.
-fn publish(dev: &xenbus::Device<Bound>, choice: &Choice, link: &Link) -> Result {
-    let version = CString::try_from_fmt(fmt!("{}", choice.version))?;
-    let reference = CString::try_from_fmt(fmt!("{}", link.control.reference()?))?;
-    let port = CString::try_from_fmt(fmt!("{}", link.port()))?;
-
-    let frames = if is_translated() {
-        wire::FRAMES_GUEST
-    } else {
-        wire::FRAMES_MACHINE
-    };
-
-    Transaction::run(|transaction| {
-        let write = |key: &CStr, text: &CStr| transaction.write(dev.node_name(), key, text);
-
-        write(wire::KEY_VERSION, &version)?;
-        write(wire::KEY_MODE, choice.mode.name())?;
-        if choice.mode == Mode::Machine {
-            write(wire::KEY_FRAMES, frames)?;
-        }
-        write(wire::KEY_CONTROL_REF, &reference)?;
-        write(wire::KEY_EVTCHN, &port)
+/// Copies and checks what the backend says that the device is.
+fn identity(dev: &xenbus::Device<Bound>, link: &Link) -> Result<wire::Identity> {
+    let expected = expected_device_id(dev)?;
+    let raw = link.control.identity()?;
+    wire::check_identity(&raw, expected).map_err(|bad| {
+        fatal(dev, eproto(), fmt!("{bad}"));
+        eproto()
     })
-}
-
-fn refuse(dev: &xenbus::Device<Bound>, refusal: &Refusal) -> Error {
-    fatal(dev, eproto(), fmt!("{refusal}"));
-    eproto()
 }
 
 /// Gives the device up for a reason that the user is told in dmesg and xenstore.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
+#include <linux/atomic.h>
 #include <linux/mm.h>
+#include <linux/sched/mm.h>
 #include <linux/spinlock.h>
+#include <linux/virtio.h>
 #include <linux/vmalloc.h>
 
 #include <xen/features.h>
@@ -32,6 +35,19 @@ unsigned long vxb_page_entry(struct page *page, unsigned long index)
 	if (PageForeign(pfn_to_page(pfn)))
 		return FOREIGN_FRAME(pfn);
 	return vxb_is_translated() ? pfn : __pfn_to_mfn(pfn);
+}
+
+void vxb_mark_written(u64 address, size_t size)
+{
+	unsigned long mfn = PHYS_PFN(address);
+	unsigned long end = PHYS_PFN(address + size + PAGE_SIZE - 1);
+
+	for (; mfn < end; mfn++) {
+		unsigned long pfn = bfn_to_local_pfn(mfn);
+
+		if (pfn_valid(pfn))
+			atomic_or(0, page_address(pfn_to_page(pfn)));
+	}
 }
 
 bool vxb_is_translated(void)
@@ -76,4 +92,21 @@ void vxb_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text)
 {
 	xenbus_dev_fatal(dev, err, "%s", text);
+}
+
+unsigned int vxb_memalloc_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void vxb_memalloc_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+bool vxb_virtio_can_freeze(struct virtio_device *dev)
+{
+	struct device_driver *driver = dev->dev.driver;
+
+	return !driver || drv_to_virtio(driver)->freeze;
 }

@@ -10,6 +10,7 @@
 #include <linux/types.h>
 
 struct page;
+struct virtio_device;
 struct xenbus_device;
 
 /* The frame number that a grant of @page carries: the MFN in a PV guest. */
@@ -27,6 +28,12 @@ void vxb_copy_page(void *to, const void *from);
  * guest, the number of the page.
  */
 unsigned long vxb_page_entry(struct page *page, unsigned long index);
+
+/*
+ * Marks the guest's own frames of the @size bytes at machine address @address
+ * as written to, and changes nothing.
+ */
+void vxb_mark_written(u64 address, size_t size);
 
 /* Whether the guest's frame numbers are its own, not the machine's. */
 bool vxb_is_translated(void);
@@ -56,5 +63,12 @@ void vxb_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 
 /* xenbus_dev_fatal() for a text that is complete. */
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text);
+
+/* memalloc_noio_save() and memalloc_noio_restore() are inline. */
+unsigned int vxb_memalloc_noio_save(void);
+void vxb_memalloc_noio_restore(unsigned int flags);
+
+/* Whether the driver of @dev, if there is one, can suspend it. */
+bool vxb_virtio_can_freeze(struct virtio_device *dev);
 
 #endif /* VIRTIO_XENBUS_HELPERS_H */

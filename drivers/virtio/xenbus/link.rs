@@ -12,7 +12,6 @@ use crate::{
         Mode, //
     },
     partition::MAX_BUFFER,
-    report::ModeReport,
     requests::Requests,
     sys::{
         debugfs::{
@@ -61,9 +60,9 @@ use kernel::{
 /// Dropping it takes all of them back.
 #[pin_data]
 pub(crate) struct Link {
-    // Dropped first: the handler uses the control page.
+    // Dropped first: the handler of its channel uses the control page.
     #[pin]
-    channel: Channel<ControlInterrupt>,
+    slot: Mutex<Slot>,
 
     pub(crate) control: Arc<Control>,
 
@@ -74,12 +73,8 @@ pub(crate) struct Link {
 
     dev: ARef<xenbus::Device>,
 
-    /// The backend's.
-    domain: u16,
-
-    /// The number of the last request. The lock is held while one is under way.
-    #[pin]
-    sequence: Mutex<u32>,
+    /// In debugfs as the address mode.
+    peer: File<Peer>,
 
     /// How long the backend may take to answer a request, in milliseconds.
     pub(crate) timeout: Msecs,
@@ -89,11 +84,53 @@ pub(crate) struct Link {
 
     requests: File<Requests>,
 
-    /// How addresses of buffers come about.
-    mode: Mode,
-    _mode: File<ModeReport>,
-
     breaker: Arc<Work<Breaker>>,
+}
+
+/// The means of making requests. It is locked while one is under way.
+struct Slot {
+    channel: Pin<KBox<Channel<ControlInterrupt>>>,
+
+    /// The number of the last request.
+    sequence: u32,
+}
+
+impl Slot {
+    fn new(dev: &xenbus::Device, control: &Arc<Control>) -> Result<Self> {
+        let name = CString::try_from_fmt(fmt!("{}-control", dev.as_ref().name()))?;
+        let interrupt = ControlInterrupt(control.clone());
+        let channel = KBox::pin_init(Channel::new(dev, name, interrupt), GFP_KERNEL)?;
+        Ok(Self {
+            channel,
+            sequence: 0,
+        })
+    }
+}
+
+/// Who the backend is, and what has been agreed on with it.
+#[pin_data]
+pub(crate) struct Peer {
+    /// Its domain, and how addresses of buffers come about.
+    #[pin]
+    agreed: Mutex<(u16, Mode)>,
+}
+
+impl Peer {
+    fn new(domain: u16, mode: Mode) -> Result<Pin<KBox<Self>>> {
+        let this = pin_init!(Self {
+            agreed <- new_mutex!((domain, mode)),
+        });
+        KBox::pin_init(this, GFP_KERNEL)
+    }
+
+    fn agreed(&self) -> (u16, Mode) {
+        *self.agreed.lock()
+    }
+
+    /// The address mode.
+    pub(crate) fn mode(&self) -> Mode {
+        self.agreed().1
+    }
 }
 
 /// The pages of a device that are granted at a time, apart from its pool.
@@ -109,6 +146,9 @@ struct Breaker {
 }
 
 impl Task for Breaker {
+    // What is being suspended may wait for it.
+    const FREEZABLE: bool = false;
+
     fn run(&self) {
         if !self.control.is_dead() {
             dev_err!(
@@ -156,32 +196,52 @@ impl Link {
             ),
             GFP_KERNEL,
         )?;
-        let name = CString::try_from_fmt(fmt!("{}-control", dev.as_ref().name()))?;
-        let interrupt = ControlInterrupt(control.clone());
+        let slot = Slot::new(dev, &control)?;
+        let peer = Peer::new(domain, choice.mode)?;
 
         Arc::pin_init(
             try_pin_init!(Self {
-                channel <- Channel::new(dev, name, interrupt),
+                slot <- new_mutex!(slot),
                 control,
                 pool,
                 directory,
                 dev: (&**dev).into(),
-                domain,
-                sequence <- new_mutex!(0),
+                peer: debugfs.file(c"mode", peer),
                 timeout,
                 debugfs: debugfs.clone(),
                 requests: debugfs.file(c"requests", KBox::pin(Requests::new(), GFP_KERNEL)?),
-                mode: choice.mode,
-                _mode: debugfs.file(c"mode", KBox::pin(ModeReport(choice.mode), GFP_KERNEL)?),
                 breaker,
             }? Error),
             GFP_KERNEL,
         )
     }
 
+    /// Shares the same memory with the backend that `dev` has now, as `choice` says, after the
+    /// system has been restored. There must be no virtqueue. Sleeps.
+    pub(crate) fn renew(&self, dev: &xenbus::Device<Bound>, choice: &Choice) -> Result {
+        let domain = dev.backend_domain();
+
+        // What was there was not for this backend.
+        self.control.clear();
+        self.pool.fill(0, 0, self.pool.size());
+        self.control.set_pool(
+            u32::try_from(choice.pool_pages)?,
+            self.directory.references(),
+        );
+
+        self.control.grant_anew(domain)?;
+        self.pool.grant_anew(domain)?;
+        self.directory.grant_anew(domain)?;
+
+        let slot = Slot::new(dev, &self.control)?;
+        *self.slot.lock() = slot;
+        *self.peer.agreed.lock() = (domain, choice.mode);
+        Ok(())
+    }
+
     /// The port of the control event channel.
     pub(crate) fn port(&self) -> u32 {
-        self.channel.port()
+        self.slot.lock().channel.port()
     }
 
     /// How each of `queues` virtqueues can have its buffers without a copy. Sleeps.
@@ -190,10 +250,11 @@ impl Link {
     ///
     /// [`ENOSPC`] if the grant table is full.
     pub(crate) fn direct(&self, queues: usize) -> Result<Direct> {
-        Ok(match self.mode {
+        let (domain, mode) = self.peer.agreed();
+        Ok(match mode {
             Mode::Pool => Direct::Nothing,
             Mode::Grant => Direct::Grants(References::new(
-                self.domain,
+                domain,
                 (DIRECT_PAGES / queues.max(1)).max(MAX_BUFFER / wire::PAGE_SIZE),
             )?),
             Mode::Machine => Direct::Frames,
@@ -227,18 +288,18 @@ impl Link {
     }
 
     fn call(&self, op: Op, argument: u64, data: &[u8]) -> Result {
-        let mut sequence = self.sequence.lock();
+        let mut slot = self.slot.lock();
 
         if self.control.is_dead() {
             return Err(ENODEV);
         }
 
-        *sequence = sequence.wrapping_add(1);
-        self.control.post(*sequence, op, argument, data)?;
+        slot.sequence = slot.sequence.wrapping_add(1);
+        self.control.post(slot.sequence, op, argument, data)?;
 
         let start = Instant::now();
-        self.channel.notify();
-        let result = self.await_answer(*sequence, start);
+        slot.channel.notify();
+        let result = self.await_answer(slot.sequence, start);
         let micros = u64::try_from(start.elapsed().as_nanos() / 1000).unwrap_or(0);
         self.requests.record(op, &result, micros);
         trace::request(&self.dev, op.name(), argument, &result, micros);

@@ -81,6 +81,7 @@ impl Mode {
 pub(crate) struct Offer<'a> {
     versions: &'a [u8],
     modes: &'a [u8],
+    max_pool: Option<&'a [u8]>,
     max_pool_pages: usize,
 }
 
@@ -91,6 +92,8 @@ pub(crate) struct Limits {
     pub(crate) modes: &'static [Mode],
     /// The pages it would like to have in the pool.
     pub(crate) pool_pages: usize,
+    /// The fewest pages that it can do with.
+    pub(crate) min_pool_pages: usize,
 }
 
 /// What both sides go on with.
@@ -109,7 +112,7 @@ pub(crate) fn parse_offer<'a>(
     versions: Option<&'a [u8]>,
     modes: Option<&'a [u8]>,
     max_queues: Option<&[u8]>,
-    max_pool: Option<&[u8]>,
+    max_pool: Option<&'a [u8]>,
 ) -> Result<Offer<'a>, Refusal> {
     let missing = |key, wanted| Refusal::new(key, None, wanted);
     let versions = versions.ok_or(missing(KEY_VERSIONS, Wanted::Version))?;
@@ -119,6 +122,7 @@ pub(crate) fn parse_offer<'a>(
     Ok(Offer {
         versions,
         modes,
+        max_pool,
         max_pool_pages: number(KEY_MAX_POOL, max_pool, MIN_POOL_PAGES)?,
     })
 }
@@ -139,6 +143,10 @@ pub(crate) fn choose(offer: &Offer<'_>, limits: &Limits) -> Result<Choice, Refus
         let wanted = Wanted::Modes(limits.modes);
         return Err(Refusal::new(KEY_MODES, Some(offer.modes), wanted));
     };
+    if offer.max_pool_pages < limits.min_pool_pages {
+        let wanted = Wanted::Number(limits.min_pool_pages);
+        return Err(Refusal::new(KEY_MAX_POOL, offer.max_pool, wanted));
+    }
     let pool_pages = limits.pool_pages.clamp(MIN_POOL_PAGES, MAX_POOL_PAGES);
     Ok(Choice {
         version: VERSION,
@@ -214,6 +222,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         modes: &[Mode::Pool],
         pool_pages: 2048,
+        min_pool_pages: MIN_POOL_PAGES,
     };
 
     /// What comes of an offer with these values.
@@ -404,6 +413,22 @@ mod tests {
             let choice = outcome(b"1", b"pool", b"1", theirs, &limits);
             assert!(choice.is_ok_and(|choice| choice.pool_pages == pages));
         }
+    }
+
+    #[test]
+    fn a_pool_that_is_there_already_must_fit() -> Result {
+        let limits = Limits {
+            pool_pages: 100,
+            min_pool_pages: 100,
+            ..LIMITS
+        };
+        assert!(outcome(b"1", b"pool", b"1", b"100", &limits).is_ok_and(|c| c.pool_pages == 100));
+        assert!(says(
+            outcome(b"1", b"pool", b"1", b"99", &limits),
+            c"max-pool-pages: backend has \"99\", \
+              this driver takes a number from 100 to 4294967295",
+        )?);
+        Ok(())
     }
 
     #[test]

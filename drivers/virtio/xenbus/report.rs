@@ -5,7 +5,7 @@
 //! Nothing here waits for a lock that is held while anybody waits for the backend.
 
 use crate::{
-    negotiate::Mode,
+    link::Peer,
     partition::Usage,
     state::State,
     sys::{
@@ -36,12 +36,9 @@ impl Writer for StateReport {
     }
 }
 
-/// The address mode.
-pub(crate) struct ModeReport(pub(crate) Mode);
-
-impl Writer for ModeReport {
+impl Writer for Peer {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_fmt(fmt!("{}\n", self.0.name()))
+        f.write_fmt(fmt!("{}\n", self.mode().name()))
     }
 }
 

@@ -37,6 +37,7 @@ use crate::{
         },
         xenbus, //
     },
+    told::Told,
     wire::{
         self,
         Identity,
@@ -58,6 +59,10 @@ use kernel::{
     },
 };
 
+mod suspend;
+
+use suspend::snapshot;
+
 /// A virtio device that is reached over a link.
 #[pin_data]
 pub(crate) struct XenbusTransport {
@@ -68,11 +73,18 @@ pub(crate) struct XenbusTransport {
     /// The status byte that the backend has agreed to last.
     status: Atomic<u32>,
 
+    /// Between [`freeze`](Self::freeze) and [`thaw`](Self::thaw).
+    frozen: Atomic<bool>,
+
     /// The number of errors that have been reported.
     reports: Atomic<u32>,
 
     #[pin]
     generation: Mutex<Throttle>,
+
+    /// Configuration space as the driver knows it from its probe.
+    #[pin]
+    told: Mutex<Told>,
 
     /// What is negotiated, in debugfs.
     features: File<FeatureList>,
@@ -88,6 +100,9 @@ struct Queues {
 
     /// Each by its index, in debugfs too.
     all: KVec<File<Queue>>,
+
+    /// How many there were when there were some last.
+    last: usize,
 }
 
 impl XenbusTransport {
@@ -100,6 +115,7 @@ impl XenbusTransport {
         let queues = Queues {
             pool: None,
             all: KVec::new(),
+            last: 0,
         };
         try_pin_init!(Self {
             dev,
@@ -110,9 +126,11 @@ impl XenbusTransport {
                     GFP_KERNEL
                 )?,
             ),
+            told <- new_mutex!(Told::new(snapshot(&link, identity.config_length)?)),
             link,
             identity,
             status: Atomic::new(0),
+            frozen: Atomic::new(false),
             reports: Atomic::new(0),
             generation <- new_mutex!(Throttle::new()),
             queues <- new_mutex!(queues),
@@ -207,8 +225,7 @@ impl XenbusTransport {
                 .all
                 .push(self.link.debugfs.file(&name, queue), GFP_KERNEL)?;
 
-            self.link
-                .request(Op::QueueEnable, number.into())
+            self.ask(Op::QueueEnable, number.into())
                 .inspect_err(|&e| self.report(fmt!("virtqueue {number} cannot be enabled"), e))?;
         }
 
@@ -275,9 +292,16 @@ fn buffer_limit(pages: usize, size: u16) -> usize {
 impl Transport for XenbusTransport {
     fn get(&self, offset: u32, buf: &mut [u8]) {
         let range = wire::config_range(offset, buf.len(), self.identity.config_length);
-        let result = range
-            .ok_or(EINVAL)
-            .and_then(|range| self.link.control.read_config(range.start, buf));
+        let mut told = self.told.lock();
+
+        let result = range.ok_or(EINVAL).and_then(|range| {
+            if !told.recall(range.clone(), buf) {
+                self.link.control.read_config(range.start, buf)?;
+                told.remember(range, buf);
+            }
+            Ok(())
+        });
+        drop(told);
 
         if let Err(e) = result {
             buf.fill(0);
@@ -320,7 +344,7 @@ impl Transport for XenbusTransport {
         let old = self.status.load(ordering::Relaxed);
 
         control.set_status(status);
-        match self.link.request(Op::Status, status.into()) {
+        match self.ask(Op::Status, status.into()) {
             Ok(()) => self.status.store(status.into(), ordering::Relaxed),
             Err(e) => {
                 self.report(fmt!("device status {status:#x} is refused"), e);
@@ -362,7 +386,14 @@ impl Transport for XenbusTransport {
 
         let result = self.make_queues(dev, &mut queues, requests, spread, found);
         match result {
-            Ok(()) => self.link.control.watcher.arm(dev),
+            Ok(()) => {
+                queues.last = queues.all.len();
+                self.told.lock().set_queues(true);
+                self.link.control.watcher.arm(dev);
+                if self.link.control.is_dead() {
+                    self.link.control.kill();
+                }
+            }
             Err(_) => self.drop_queues(&mut queues),
         }
         result
@@ -371,6 +402,7 @@ impl Transport for XenbusTransport {
     fn delete_queues(&self) {
         self.link.control.watcher.disarm();
         self.drop_queues(&mut self.queues.lock());
+        self.told.lock().set_queues(false);
     }
 
     fn synchronize(&self) {
@@ -397,8 +429,7 @@ impl Transport for XenbusTransport {
 
         self.features.accept(*features);
         self.link.control.set_features(*features);
-        self.link
-            .request(Op::Features, low)
+        self.ask(Op::Features, low)
             .inspect_err(|&e| self.report(fmt!("features {features:#x?} are refused"), e))
     }
 

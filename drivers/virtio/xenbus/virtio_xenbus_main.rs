@@ -24,6 +24,7 @@ mod requests;
 mod state;
 #[allow(unsafe_code)]
 mod sys;
+mod told;
 mod transport;
 mod wire;
 

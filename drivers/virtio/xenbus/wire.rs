@@ -32,6 +32,10 @@ pub(crate) use identity::{
     Identity, //
 };
 
+mod unfit;
+
+pub(crate) use unfit::check_fit;
+
 /// The protocol version of this driver.
 pub(crate) const VERSION: u32 = raw::VIRTIO_XENBUS_VERSION;
 /// Bytes of a page of the pool and of the control page.

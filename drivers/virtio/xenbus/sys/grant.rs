@@ -51,6 +51,31 @@ impl Grant {
             .map(Self)
             .map_err(|_| Error::from_errno(gref))
     }
+
+    /// Lets `domain` read and write `page`, under the same reference, after the grant table has
+    /// been lost with the machine that it was of. Callable in any context.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if the grant is in use: nothing has been lost then.
+    ///
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new).
+    unsafe fn renew(&self, domain: u16, page: &Page) -> Result {
+        // SAFETY: The reference is ours. If it grants something this ends it, as the caller may.
+        if unsafe { bindings::gnttab_end_foreign_access_ref(self.0) } == 0 {
+            return Err(EBUSY);
+        }
+
+        // SAFETY: `page` is a valid page; the reference is ours and grants nothing; the caller
+        // answers for the page, whose frame may be another one than it was.
+        unsafe {
+            let frame = bindings::vxb_page_to_gfn(page.as_ptr());
+            bindings::gnttab_grant_foreign_access_ref(self.0, domain, frame, 0);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Grant {
@@ -115,6 +140,20 @@ impl SharedPages {
             this.grants.push(grant, GFP_KERNEL)?;
         }
         Ok(this)
+    }
+
+    /// Grants all pages anew, to `domain` and under the references that they have, after the system
+    /// has been restored. Callable in any context.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if another domain still uses one of them.
+    pub(crate) fn grant_anew(&self, domain: u16) -> Result {
+        for (grant, page) in self.grants.iter().zip(&self.pages) {
+            // SAFETY: As in `new()`.
+            unsafe { grant.renew(domain, page) }?;
+        }
+        Ok(())
     }
 
     /// The size in bytes.

@@ -16,6 +16,7 @@ use super::{
     grant::SharedPages,
     page::{
         is_kmalloc,
+        mark_written,
         p2m_entry,
         Pages, //
     },
@@ -397,6 +398,9 @@ impl QueueMap {
                 ended
             }
             _ => {
+                if from_device(dir) {
+                    mark_written(addr, size);
+                }
                 self.source.unmap(addr, Ok(0), size, dir);
                 true
             }

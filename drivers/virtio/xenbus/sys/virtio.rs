@@ -200,6 +200,18 @@ impl<T: Transport> Device<T> {
         &self.transport
     }
 
+    /// The features that the driver has accepted, or some of before and some of after if it
+    /// accepts others at the moment.
+    pub(crate) fn accepted(&self) -> Features {
+        // SAFETY: The device has been initialised, and all bits make features. No reference is made
+        // to what C may write.
+        unsafe {
+            (&raw const (*self.as_raw()).__bindgen_anon_1)
+                .cast::<Features>()
+                .read_volatile()
+        }
+    }
+
     const CONFIG_OPS: &'static bindings::virtio_config_ops = &bindings::virtio_config_ops {
         get: Some(Self::get),
         set: Some(Self::set),
@@ -499,6 +511,34 @@ impl<T: Transport> Registration<T> {
     pub(crate) fn device(&self) -> &Device<T> {
         // SAFETY: By the type invariant.
         unsafe { self.0.as_ref() }
+    }
+
+    /// Has the driver finish what is under way and delete its virtqueues, until
+    /// [`restore`](Self::restore). Sleeps, as long as the device takes.
+    ///
+    /// To be called while the system is being suspended: no driver is bound or unbound then.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTSUPP` if the driver cannot do that, or what it says. The device is then as before.
+    pub(crate) fn freeze(&self) -> Result {
+        let vdev = self.device().as_raw();
+
+        // SAFETY: By the type invariant the device is registered; its driver stays.
+        to_result(unsafe {
+            if !bindings::vxb_virtio_can_freeze(vdev) {
+                return Err(ENOTSUPP);
+            }
+            bindings::virtio_device_freeze(vdev)
+        })
+    }
+
+    /// Has the driver make its virtqueues and go on, after [`freeze`](Self::freeze). Sleeps.
+    ///
+    /// After an error this can be tried again.
+    pub(crate) fn restore(&self) -> Result {
+        // SAFETY: By the type invariant the device is registered.
+        to_result(unsafe { bindings::virtio_device_restore(self.device().as_raw()) })
     }
 }
 

@@ -18,6 +18,10 @@ use kernel::{
 
 /// What a [`Work`] does.
 pub(crate) trait Task: Send + Sync + 'static {
+    /// Whether it is not to run while the system is suspended: it has ended before devices are
+    /// suspended, and what is queued then begins when all have been resumed.
+    const FREEZABLE: bool;
+
     /// Runs in a kernel worker thread, never twice at a time. May sleep.
     fn run(&self);
 }
@@ -80,11 +84,16 @@ impl<T: Task> Work<T> {
     /// Has the task run once more from now on. Callable in any context.
     pub(crate) fn queue(&self) {
         // SAFETY: By the type invariant `work` is initialised, and `drop()` waits for it. The
-        // workqueue is the system's and lives for ever.
+        // workqueues are the system's and live for ever.
         unsafe {
+            let queue = if T::FREEZABLE {
+                bindings::system_freezable_wq
+            } else {
+                bindings::system_dfl_wq
+            };
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                bindings::system_dfl_wq,
+                queue,
                 self.work.get(),
             )
         };

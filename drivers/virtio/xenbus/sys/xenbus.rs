@@ -93,8 +93,24 @@ pub(crate) trait Driver: Sized + Send + Sync + 'static {
     fn states_changed(dev: &Device<device::Bound>, this: &Self) -> bool;
 
     /// Called in a kernel worker thread, which may wait. Not called twice at a time for a device,
-    /// nor while `unbind` is.
+    /// nor while `unbind` is, nor from before `suspend` until after `complete`.
     fn work(dev: &Device<device::Bound>, this: &Self);
+
+    /// Called when the system is about to be suspended. Processes are frozen.
+    ///
+    /// This and the two following functions are called in the thread of all watches: what it would
+    /// call comes afterwards. Waiting for the backend is possible, by looking.
+    fn suspend(dev: &Device<device::Bound>, this: &Self);
+
+    /// Called when the system goes on from what has been saved of it. The backend is another one;
+    /// all grants are gone and all event channels closed. The device is in state Initialising.
+    ///
+    /// If the backend's directory is missing this is not called, and [`Device::backend`] is empty.
+    fn restore(dev: &Device<device::Bound>, this: &Self);
+
+    /// Called in the end in any case: after `restore`, or after `suspend` alone, or neither, if the
+    /// suspend has been cancelled.
+    fn complete(dev: &Device<device::Bound>, this: &Self);
 
     /// Called when the device is unbound. The core switches it to Closed afterwards.
     fn unbind(dev: &Device<device::Core<'_>>, this: &Self);
@@ -188,10 +204,17 @@ impl Device<device::Bound> {
         unsafe { (*self.as_raw()).otherend_id as u16 }
     }
 
-    /// The backend's directory in xenstore.
+    /// The backend's directory in xenstore; empty if there was none when the system was restored.
     pub(crate) fn backend(&self) -> &CStr {
-        // SAFETY: The path is set before the driver is bound, and freed after it is unbound.
-        unsafe { CStr::from_char_ptr((*self.as_raw()).otherend) }
+        // SAFETY: The path is set before the driver is bound, and freed after it is unbound. It is
+        // replaced only between `Driver::suspend()` and `Driver::restore()`.
+        unsafe {
+            let path = (*self.as_raw()).otherend;
+            if path.is_null() {
+                return c"";
+            }
+            CStr::from_char_ptr(path)
+        }
     }
 
     /// Reads the backend's state from xenstore: a value of `enum xenbus_state`, 0 when the

@@ -117,6 +117,9 @@ impl<T: Driver> Adapter<T> {
             (*driver).probe = Some(Self::probe_callback);
             (*driver).otherend_changed = Some(Self::otherend_changed_callback);
             (*driver).remove = Some(Self::remove_callback);
+            (*driver).suspend = Some(Self::suspend_callback);
+            (*driver).resume = Some(Self::resume_callback);
+            (*driver).driver.pm = Self::PM_OPS;
         }
 
         // The xenbus takes a reference to the owner for each device that is bound, so that the
@@ -198,6 +201,60 @@ impl<T: Driver> Adapter<T> {
         let binding = unsafe { dev.as_ref().drvdata_borrow::<Binding<T>>() };
 
         binding.states_changed();
+    }
+
+    /// The xenbus has callbacks of its own for all but this: then the driver's is called.
+    const PM_OPS: &'static bindings::dev_pm_ops = &bindings::dev_pm_ops {
+        complete: Some(Self::complete_callback),
+        ..pin_init::zeroed()
+    };
+
+    /// Runs `f` with what a bound device holds, in the midst of a suspend.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be bound to this driver, and stay so until this returns.
+    unsafe fn while_suspending(
+        dev: *mut bindings::xenbus_device,
+        f: fn(&Device<device::Bound>, &T),
+    ) {
+        // SAFETY: By the requirement of this function.
+        let dev = unsafe { &*dev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: The device is bound, so that `Device::set_drvdata()` has been called and stored
+        // a `Pin<KBox<Binding<T>>>`.
+        let binding = unsafe { dev.as_ref().drvdata_borrow::<Binding<T>>() };
+
+        // Memory must not be sought by writing to disks that are suspended.
+        //
+        // SAFETY: What is saved is restored by the same thread.
+        let flags = unsafe { bindings::vxb_memalloc_noio_save() };
+        f(binding.task.bound(), &binding.task.driver);
+        // SAFETY: As above.
+        unsafe { bindings::vxb_memalloc_noio_restore(flags) };
+    }
+
+    extern "C" fn suspend_callback(dev: *mut bindings::xenbus_device) -> c_int {
+        // SAFETY: The core calls this with a device that is bound, and holds its lock.
+        unsafe { Self::while_suspending(dev, T::suspend) };
+        0
+    }
+
+    extern "C" fn resume_callback(dev: *mut bindings::xenbus_device) -> c_int {
+        // SAFETY: As in `suspend_callback()`.
+        unsafe { Self::while_suspending(dev, T::restore) };
+        0
+    }
+
+    extern "C" fn complete_callback(dev: *mut bindings::device) {
+        // SAFETY: The driver's devices are part of a `struct xenbus_device`. The core calls this
+        // with a device that is bound, and holds its lock.
+        unsafe {
+            let dev = dev
+                .byte_sub(offset_of!(bindings::xenbus_device, dev))
+                .cast();
+            Self::while_suspending(dev, T::complete);
+        }
     }
 
     extern "C" fn remove_callback(dev: *mut bindings::xenbus_device) {
@@ -347,6 +404,9 @@ impl<T: Driver> DriverTask<T> {
 }
 
 impl<T: Driver> Task for DriverTask<T> {
+    // Devices that come or go meanwhile would be in the way of the core, and of the driver.
+    const FREEZABLE: bool = true;
+
     fn run(&self) {
         T::work(self.bound(), &self.driver);
     }
