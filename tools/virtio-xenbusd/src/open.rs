@@ -59,7 +59,13 @@ pub fn guest_name(store: &Store, node: Node) -> String {
         .ok()
         .flatten()
         .unwrap_or_else(|| format!("domain {}", node.domain));
-    printable(&name)
+    printable(configured_name(&name))
+}
+
+/// The name that a guest has in the configuration. One that arrives by migration has the other
+/// until it is all there.
+fn configured_name(name: &str) -> &str {
+    name.strip_suffix("--incoming").unwrap_or(name)
 }
 
 /// Opens what the configuration says that `node` is.
@@ -209,4 +215,16 @@ fn read(store: &Store, node: Node, key: &str) -> Result<String> {
         .read(&path)
         .with_context(|| path.clone())?
         .with_context(|| format!("{path} is missing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::configured_name;
+
+    #[test]
+    fn a_guest_that_arrives_is_known_by_its_own_name() {
+        assert_eq!(configured_name("web--incoming"), "web");
+        assert_eq!(configured_name("web"), "web");
+        assert_eq!(configured_name("web--incoming-2"), "web--incoming-2");
+    }
 }
