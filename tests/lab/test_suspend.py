@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest is saved, restored, paused: what it does goes on."""
+
+from harness import reports
+from observe import Device
+from resources import nothing_left
+from suspend import (Load, cancel, checkpoint, pause, restore, save, save_and_restore,
+                     setup)
+from support import ONE_CPU, add_test, appears, cards, vanishes
+
+LAB = ONE_CPU
+WAYS = save_and_restore, checkpoint, cancel, pause
+OTHER = setup("other")
+BUS = "/sys/bus/xen/drivers/virtio_xenbus"
+# The stock card's driver, if it had packets under way whose data is in memory of kmalloc().
+NETFRONT = r"WARNING: include/linux/mm\.h:\d+ at xennet_disconnect_backend"
+READ = "dd if={} of=/dev/null bs=4k count=256 iflag=direct status=none"
+
+
+def each_way(kind):
+    """Disks and card are in use all the time, and nothing is left behind. The guest's memory
+    is counted where it is not restored: xen-netfront, of the lab's own card, loses its stores
+    of pages each time it is (no xdp_rxq_info_unreg() in xennet_disconnect_backend())."""
+    guests = setup(f"suspend-{kind}", type=kind)
+
+    @reports.expected(NETFRONT)
+    def test(lab):
+        with guests(lab) as guest:
+            with nothing_left(lab, guest, memory=False), Load(lab, guest) as load:
+                for way in WAYS:
+                    way(guest)
+                    load.goes_on()
+                sent, received = load.end()
+            print(f"  {sent >> 20} MiB sent, {received >> 20} received", flush=True)
+            # What virtio_net has taken under load is given back.
+            checkpoint(guest)
+            with nothing_left(lab, guest):
+                cancel(guest)
+                checkpoint(guest)
+    return test
+
+
+for _kind in ("pv",):
+    add_test(globals(), f"{_kind}_in_each_way", each_way(_kind))
+
+
+@reports.expected(NETFRONT)
+def test_backend_that_cannot_go_on(lab):
+    """After a restore a disk has fewer queues than its driver has set up: what was held
+    back fails, the disk goes, with a reason; all else goes on. Bound again, it is there."""
+    with OTHER(lab) as guest:
+        dom0 = lab.dom0
+        # The kernel calls vda which disk was there first.
+        disk = Device(guest, "/sys/block/vda").name
+        vdev = "xvda" if disk == "virtio_disk-51712" else "xvdb"
+        with guest.start(f"echo begun; while {READ.format('/dev/vda')}; do :; done") as reader:
+            reader.wait_output("begun", 60)
+            save(guest)
+            dom0.stop_daemon()
+            dom0.start_daemon(cards("other") + f'[[disk]]\ndomain = "other"\nvdev = "{vdev}"\n'
+                              "blk = { queues = 1 }\n")
+            restore(guest)
+            assert "Input/output error" in reader.wait(60).stderr
+        vanishes(guest, "/dev/vda")
+        reason = "after restore: the backend has 1 queues, the driver uses 2"
+        assert reason in guest.run(["dmesg"]).stdout
+        error = f"/local/domain/{guest.domid}/error/device/{disk.replace('-', '/')}/error"
+        assert reason in dom0.run(["xenstore-read", error]).stdout
+        guest.run(READ.format("/dev/vdb"))
+        for file in ("unbind", "bind"):
+            guest.run(f"echo {disk} >{BUS}/{file}")
+        appears(guest, "/dev/vda")
+        guest.run(READ.format("/dev/vda"))
