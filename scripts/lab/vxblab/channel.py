@@ -164,13 +164,15 @@ class Process:
             call()
         threading.Thread(target=wait, daemon=True).start()
 
-    def wait(self, timeout, check=False, binary=False):
-        """Wait for the end; return a Result. Kills the command at the time-out."""
+    def wait(self, timeout, check=False, binary=False, surroundings=lambda: ""):
+        """Wait for the end; return a Result. Kills the command at the time-out;
+        surroundings() tells before that what else goes on."""
         if not self._ended.wait(timeout):
+            said = (self.stdout + self.stderr)[-2000:].decode(errors="replace")
+            goes_on = surroundings()
             self.close()
-            raise CommandTimeout(
-                f"waited {timeout} s for the end of {self.args}; it said: "
-                f"{(self.stdout + self.stderr)[-2000:].decode(errors='replace')!r}")
+            raise CommandTimeout(f"waited {timeout} s for the end of {self.args}; it said: "
+                                 f"{said!r}{goes_on}")
         if self._status is None:
             raise LabError(f"the connection broke while {self.args} ran")
         out, err = self.stdout, self.stderr

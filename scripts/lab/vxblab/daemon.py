@@ -76,7 +76,10 @@ def stop(number):
     ended, pid = found
     signal.pidfd_send_signal(ended, number)
     if not select.select([ended], [], [], TIMEOUT)[0]:
-        sys.exit(f"daemon: process {pid} still there {TIMEOUT} s after signal {number}")
+        threads = subprocess.run(["ps", "-Lo", "tid,stat,wchan:24,time,comm", "-p", str(pid)],
+                                 check=False, stdout=subprocess.PIPE, text=True).stdout
+        sys.exit(f"daemon: process {pid} still there {TIMEOUT} s after signal {number}:\n"
+                 f"{threads}")
     PID.unlink(missing_ok=True)
 
 

@@ -110,15 +110,17 @@ class Dom0(Machine):
         names = self.run("cd /var/lib/lab 2>/dev/null && ls -- *.json", check=False).stdout
         return [name.removesuffix(".json") for name in names.split()]
 
-    def start_daemon(self, config, timeout=30):
+    def start_daemon(self, config, timeout=120):
         """Write `config` (text) to a file, start the payload's daemon on it and wait
         until it is ready. Its log is DAEMON_LOG."""
         path = "/etc/virtio-xenbusd.toml"
         self.push(config.encode(), path)
         self.run(["daemon", "start", path], timeout)
 
-    def stop_daemon(self, number=15, timeout=30):
-        """End the daemon with signal `number` and wait until it is gone."""
+    def stop_daemon(self, number=15, timeout=120):
+        """End the daemon with signal `number` and wait until it is gone. The command has a
+        shorter limit of its own, so that at the end of this one it is dom0 that does not get
+        on."""
         self.run(["daemon", "stop", number], timeout)
 
 

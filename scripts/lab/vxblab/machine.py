@@ -8,6 +8,12 @@ from . import channel
 from .channel import LabError
 
 
+# Threads of programs, and those of the kernel that run or cannot be interrupted: state, place
+# in the kernel, CPU time, name.
+PROCESSES = ("uptime; ps -eLo ppid,pid,tid,stat,wchan:24,time,args --no-headers | "
+             "awk '$1 != 2 || $4 ~ /^[RD]/' | cut -c-150")
+
+
 class Machine:
     """Commands are a list of words, or a string for bash."""
 
@@ -35,9 +41,16 @@ class Machine:
             process.write(stdin)
         process.close_stdin()
         try:
-            return process.wait(timeout, check, binary)
+            return process.wait(timeout, check, binary, self._processes)
         except LabError as error:
             raise type(error)(f"{self.name}: {error}") from None
+
+    def _processes(self):
+        """What runs or waits in here, the kernel's idle threads left out; for errors."""
+        try:
+            return "\n" + self.start(PROCESSES).wait(20).stdout
+        except LabError as error:
+            return f"\n(no list of processes: {error})"
 
     def script(self, path, *arguments, timeout=600, check=False, **options):
         """Run a script of the host here, with the interpreter it names."""

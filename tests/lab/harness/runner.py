@@ -29,7 +29,7 @@ from . import reports
 LIMIT = 1200  # seconds one test may take
 LAB_KIB = 3584 << 10  # memory that a lab takes
 TAIL = 25  # lines of a console shown at a failure
-MESSAGE = 12  # lines of a failure's message said once more at the end
+MESSAGE = 40  # lines of a failure's message said once more at the end
 
 
 class Failed(Exception):
