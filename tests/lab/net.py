@@ -27,16 +27,19 @@ def address(bridge, host):
 
 
 def connect(guest, host=2, devices=("eth0", "eth1")):
-    """Give the guest's cards their addresses and set them up."""
+    """Give the guest's cards their addresses, set them up and wait for their links."""
     for device in devices:
         guest.run(f"ip addr replace {address(BRIDGES[device], host)}/24 dev {device} && "
                   f"ip link set {device} up")
+    for device in devices:
+        wait_link(guest, device, "up")
 
 
-def wait_carrier(guest, device, wanted):
-    """Wait until the card's link is up ("1") or down ("0")."""
+def wait_link(guest, device, wanted):
+    """Wait until the card's link is "up", or "down". Only then does the kernel send, or not: of a
+    new carrier it takes notice up to a second later, and drops packets before."""
     # The monitor may miss what happens before it listens: look again each second.
-    guest.run(f"while [ $(cat /sys/class/net/{device}/carrier) != {wanted} ]; do "
+    guest.run(f"while [ $(cat /sys/class/net/{device}/operstate) != {wanted} ]; do "
               "read -r -t 1 _; done < <(ip monitor link)", 60)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 
-from net import BRIDGES, MAKE_BR9, connect, ports, wait_carrier
+from net import BRIDGES, MAKE_BR9, connect, ports, wait_link
 from resources import nothing_left
 from support import Setup, cards, images, log_size, rebind, script, sha256, value, wait_log
 
@@ -169,19 +169,19 @@ def test_bridge_made_anew(lab):
         dom0, start = lab.dom0, log_size(lab.dom0)
         tap = ports(lab, guest)["eth1"].name
         dom0.run(["ip", "link", "del", "br9"])
-        wait_carrier(guest, "eth1", "0")
+        wait_link(guest, "eth1", "down")
         wait_log(dom0, start, f"link of tap {tap} to bridge br9 is down: somebody has removed "
                               "the bridge")
         ping(guest, "eth0")
         dom0.run(MAKE_BR9)
-        wait_carrier(guest, "eth1", "1")
+        wait_link(guest, "eth1", "up")
         wait_log(dom0, start, f"tap {tap} is plugged into bridge br9, which is a new one")
         ping(guest, "eth1")
 
         dom0.run(f"ip link set {tap} master br0 && ip link set br9 down")
-        wait_carrier(guest, "eth1", "0")
+        wait_link(guest, "eth1", "down")
         dom0.run("ip link set br9 up")
-        wait_carrier(guest, "eth1", "1")
+        wait_link(guest, "eth1", "up")
         assert bridge_of(lab, tap) == "br0"
         dom0.run(f"ip link set {tap} master br9")
         ping(guest, "eth1")
@@ -197,7 +197,7 @@ def test_tap_removed(lab):
             dom0.run(f"until [ $(cat /sys/class/net/{tap}/statistics/rx_packets) -gt 100 ]; "
                      "do :; done")
             dom0.run(["ip", "link", "del", tap])
-            wait_carrier(guest, "eth1", "0")
+            wait_link(guest, "eth1", "down")
         wait_log(dom0, start, f"link of tap {tap} to bridge br9 is down: somebody has removed "
                               "the tap; unbind and bind")
         ping(guest, "eth0")
@@ -205,7 +205,7 @@ def test_tap_removed(lab):
         rebind(guest, "/sys/bus/virtio/drivers/virtio_net",
                device.strip().rpartition("/")[2], "/sys/class/net/eth1")
         connect(guest, devices=("eth1",))
-        wait_carrier(guest, "eth1", "1")
+        wait_link(guest, "eth1", "up")
         assert bridge_of(lab, tap) == "br9"
         ping(guest, "eth1")
         errors = [device["error"] for device in json.loads(
@@ -246,5 +246,5 @@ def test_xenstore_lost(lab):
         for serial in ("full", "bad", "short"):
             guest.run(f"dd if=/dev/{name(guest, serial)} of=/dev/null bs=1M count=2 iflag=direct status=none")
         for card in ("eth0", "eth1"):
-            wait_carrier(guest, card, "1")
+            wait_link(guest, card, "up")
             ping(guest, card)

@@ -68,6 +68,8 @@ def follows(lab, one, end):
                    ).stdout == "kept"
     fio(one, "--verify_fatal=1", filename="/dev/vda", rw="randwrite", size="4M", bs="16k",
         ioengine="libaio", direct=1, iodepth=8, verify="crc32c")
+    connect(one, devices=("eth0",))
+    one.run(["ping", "-q", "-c", 3, "-i", "0.2", "-W", 10, "10.78.0.1"])
 
 
 def ends(lab, end):
