@@ -10,7 +10,8 @@ import statistics
 from net import Traffic, connect
 from observe import Device
 from resources import assert_same, count
-from support import Setup, add_test, cards, images, log_size, script, started, wait_log
+from support import Setup, add_test, cards, images, log_size, started, wait_log
+from writelog import WriteLog
 
 KILLS = int(os.environ.get("VXB_KILLS", "5"))
 QUEUES, DEPTH = 4, 32
@@ -132,24 +133,11 @@ def in_mode(mode, kills):
 def logged(lab, guest, rounds, number):
     """Blocks carry sequence numbers: none is lost, none comes back, all that was flushed is
     in the file while no daemon runs."""
-    guest.run("blkdiscard -l 2M /dev/vda")
-    with started(guest, "writelog", "/dev/vda", 512, 16) as log:
-        log.wait_output("writing\n", 60)
-
-        def check():
-            lines = log.stdout.count(b"\n")
-            log.write(b"state\n")
-            assert log.wait_for(lambda: log.stdout.count(b"\n") > lines, 60), log.stderr
-            state = log.stdout.splitlines()[-1].decode()
-            assert max(json.loads(state)["flushed"]) > 0
-            script(lab.dom0, "writelog-check", FILE, stdin=state.encode())
-
+    with WriteLog(lab, guest, "/dev/vda", FILE) as log:
         for turn in range(rounds):
-            ended_and_started(lab, number, check, again=turn % 2 == 1)
+            ended_and_started(lab, number, log.check, again=turn % 2 == 1)
             guest.run("dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct status=none")
-        log.write(b"end\n")
-        counts = json.loads(log.wait(120, check=True).stdout.splitlines()[-1])
-    assert min(counts.values()) > 0, counts
+        counts = log.end()
     print(f"  {rounds} times: {counts}", flush=True)
 
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A disk whose blocks carry sequence numbers, written all the time: see guest/writelog."""
+
+import json
+
+from support import script, started
+
+SLOTS, THREADS = 512, 16
+
+
+class WriteLog:
+    """Writes to a guest's disk, whose file is in dom0. A context manager."""
+
+    def __init__(self, lab, guest, device, file):
+        self._lab, self._file = lab, file
+        guest.run(["blkdiscard", "-l", "2M", device])
+        self._log = started(guest, "writelog", device, SLOTS, THREADS)
+        self._log.wait_output("writing\n", 60)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._log.close()
+
+    def check(self):
+        """Assert, while no daemon runs, that all that was flushed is in the file, and nothing
+        that was not begun."""
+        lines = self._log.stdout.count(b"\n")
+        self._log.write(b"state\n")
+        assert self._log.wait_for(lambda: self._log.stdout.count(b"\n") > lines, 60), \
+            self._log.stderr
+        state = self._log.stdout.splitlines()[-1].decode()
+        assert max(json.loads(state)["flushed"]) > 0
+        script(self._lab.dom0, "writelog-check", self._file, stdin=state.encode())
+
+    def end(self):
+        """Assert that nothing was lost or came back; returns how much was done of what."""
+        self._log.write(b"end\n")
+        counts = json.loads(self._log.wait(120, check=True).stdout.splitlines()[-1])
+        assert min(counts.values()) > 0, counts
+        return counts
