@@ -11,6 +11,7 @@ from plug import check_mounted
 from support import Setup, appears, cards, images, script, started
 
 MORE = "/scratch/debug-more.img"
+LEAKS = "/sys/kernel/debug/kmemleak"
 DEBUG = Setup(cards("debug"), images("debug.img", "debug-more.img"),
               debug={"kernel": "debug", "vcpus": 2, "memory": 768, "timeout": 300,
                      "disks": ["virtio:/scratch/debug.img"], "cards": ["virtio"]})
@@ -41,6 +42,19 @@ def test_debug_kernel_reload(lab):
         script(guest, "reload", 3, "--load", timeout=300)
         for level in ("virtio", "xenbus"):
             script(guest, "reload", 1, "--load", "--unbind", level, timeout=300)
+
+
+def test_debug_kernel_leaks(lab):
+    """What was allocated while the driver and its devices went and came is still pointed to,
+    or freed: kmemleak finds nothing."""
+    with DEBUG(lab) as guest:
+        guest.run(f"echo clear >{LEAKS}", 120)
+        script(guest, "reload", 1, timeout=300)
+        script(guest, "reload", 1, "--unbind", "xenbus", timeout=300)
+        # It reports what is older than five seconds, and what two scans have found the same.
+        guest.run(f"sleep 5; echo scan >{LEAKS}; echo scan >{LEAKS}", 300)
+        found = guest.run(["cat", LEAKS]).stdout
+        assert not found, found
 
 
 def test_debug_kernel_unplug(lab):
