@@ -5,6 +5,7 @@
 //! Nothing here waits for the backend; [`crate::link`] does.
 
 use crate::{
+    state::State,
     sys::{
         bindings::{
             virtio_xenbus_control_page as Page,
@@ -65,6 +66,12 @@ pub(crate) struct Control {
 
     /// The backend is not to be talked to any more.
     dead: Atomic<bool>,
+
+    /// The backend has been gone for too long.
+    lost: Atomic<bool>,
+
+    /// Requests are under way on a dead link.
+    held: Atomic<bool>,
 }
 
 impl Control {
@@ -77,6 +84,8 @@ impl Control {
             awaited: Atomic::new(0),
             seen_interrupts: Atomic::new(0),
             dead: Atomic::new(false),
+            lost: Atomic::new(false),
+            held: Atomic::new(false),
         })
     }
 
@@ -102,11 +111,43 @@ impl Control {
         self.dead.load(ordering::Relaxed)
     }
 
+    /// Whether [`lose`](Self::lose) has been called.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(ordering::Relaxed)
+    }
+
+    /// Lets the backend count as gone, whatever state it has left; returns whether it did not.
+    pub(crate) fn lose(&self) -> bool {
+        !self.lost.xchg(true, ordering::Relaxed)
+    }
+
     /// Has nobody wait for the backend from now on, and breaks the virtio device. Sleeps.
     pub(crate) fn kill(&self) {
+        self.end(false);
+    }
+
+    /// The same if the backend is in state `theirs`: once it is Closed it has let go of all memory.
+    pub(crate) fn abandon(&self, theirs: State) {
+        self.end(theirs == State::Closed);
+    }
+
+    fn end(&self, released: bool) {
         self.dead.store(true, ordering::Relaxed);
         self.answered.complete();
-        self.watcher.break_device();
+        let all = self.watcher.break_device(released);
+        self.held.store(!all, ordering::Relaxed);
+    }
+
+    /// Whether requests are under way on a dead link whose memory the backend may still use.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(ordering::Relaxed)
+    }
+
+    /// Ends them if it does not any more, which is so when it has unmapped the control page.
+    pub(crate) fn look_again(&self) {
+        if self.is_held() && self.page.end() {
+            self.end(true);
+        }
     }
 
     /// A copy of what the backend says the device is.

@@ -80,6 +80,22 @@ enum Stage {
     Linked(Arc<Link>),
     /// The virtio device is registered.
     Live(Registration<XenbusTransport>, Arc<Link>),
+    /// The virtio device is being unregistered, which may wait for the backend.
+    Leaving(Arc<Link>),
+}
+
+impl Stage {
+    fn link(&self) -> Option<&Arc<Link>> {
+        match self {
+            Stage::Idle => None,
+            Stage::Linked(link) | Stage::Live(_, link) | Stage::Leaving(link) => Some(link),
+        }
+    }
+
+    /// Whether the backend has been gone for too long.
+    fn is_lost(&self) -> bool {
+        self.link().is_some_and(|link| link.control.is_lost())
+    }
 }
 
 /// A device of a backend.
@@ -140,9 +156,7 @@ impl xenbus::Driver for Frontend {
 
         for _ in 0..MAX_STEPS {
             let (ours, theirs) = this.states(dev);
-            if matches!(theirs, State::Closed | State::Unknown) {
-                this.abandon();
-            }
+            this.abandon(theirs);
             match react(ours, theirs) {
                 Action::Nothing | Action::Refresh => return false,
                 Action::Connect | Action::Disconnect => return true,
@@ -166,10 +180,11 @@ impl xenbus::Driver for Frontend {
                     }
                 }
                 Action::Disconnect => {
-                    this.disconnect(dev, theirs);
+                    let lost = this.disconnect(dev, theirs);
                     this.switch(|| {
+                        // A backend that comes back finds that the driver has begun anew.
                         let again = this.again.xchg(false, ordering::Relaxed);
-                        this.new.store(again, ordering::Relaxed);
+                        this.new.store(again || lost, ordering::Relaxed);
                         dev.closed();
                     });
                 }
@@ -191,8 +206,14 @@ impl xenbus::Driver for Frontend {
         this.thaw(dev);
     }
 
+    fn unbinding(dev: &xenbus::Device<Core<'_>>, this: &Self) {
+        let (_, theirs) = this.states(dev);
+        this.abandon(theirs);
+    }
+
     fn unbind(dev: &xenbus::Device<Core<'_>>, this: &Self) {
-        this.disconnect(dev, State::from_raw(dev.backend_state()));
+        let (_, theirs) = this.states(dev);
+        this.disconnect(dev, theirs);
     }
 }
 
@@ -201,11 +222,13 @@ impl Frontend {
     fn states(&self, dev: &xenbus::Device<Bound>) -> (State, State) {
         // Not while `switch()` has told xenstore, and so the thread of the watches, of a state that
         // is not yet the device's.
-        let _guard = self.stage.lock();
-        (
-            State::from_raw(dev.state()),
-            State::from_raw(dev.backend_state()),
-        )
+        let stage = self.stage.lock();
+        let theirs = if stage.is_lost() {
+            State::Unknown
+        } else {
+            State::from_raw(dev.backend_state())
+        };
+        (State::from_raw(dev.state()), theirs)
     }
 
     /// Switches the state; not at the same time as another thread.
@@ -214,20 +237,23 @@ impl Frontend {
         switch();
     }
 
-    /// Has nobody wait for the backend any more: who does may be what keeps the device from being
-    /// disconnected.
-    fn abandon(&self) {
-        let link = match &*self.stage.lock() {
-            Stage::Idle => return,
-            Stage::Linked(link) | Stage::Live(_, link) => link.clone(),
-        };
-        link.control.kill();
+    /// Has nobody wait for the backend any more if it is gone, as `theirs`, its state, says: who does
+    /// may be what keeps the device from being disconnected.
+    fn abandon(&self, theirs: State) {
+        if !matches!(theirs, State::Closed | State::Unknown) {
+            return;
+        }
+        let link = self.stage.lock().link().cloned();
+        if let Some(link) = link {
+            link.abandon(theirs);
+        }
     }
 
     /// Takes the backend's offer, and tells it what it needs to connect.
     fn negotiate(&self, dev: &xenbus::Device<Bound>) -> Result {
         let choice = read_offer(dev, None)?;
-        let link = Link::new(dev, &choice, request_timeout(), &self.debugfs)
+        let patience = parameter(module_parameters::backend_timeout_s.value());
+        let link = Link::new(dev, &choice, request_timeout(), patience, &self.debugfs)
             .inspect_err(|&e| fatal(dev, e, fmt!("sharing control page and pool")))?;
         self.set(Stage::Linked(link.clone()));
         announce(dev, &choice, &link)
@@ -264,16 +290,21 @@ impl Frontend {
     }
 
     /// Unregisters the virtio device and takes back what is shared; `theirs` is the state that
-    /// the backend is in.
-    fn disconnect(&self, dev: &xenbus::Device<Bound>, theirs: State) {
-        let link = match self.set(Stage::Idle) {
-            Stage::Idle => return,
-            Stage::Linked(link) => link,
+    /// the backend is in. Returns whether that has been gone for too long.
+    fn disconnect(&self, dev: &xenbus::Device<Bound>, theirs: State) -> bool {
+        let stage = {
+            let mut stage = self.stage.lock();
+            let next = stage.link().cloned().map_or(Stage::Idle, Stage::Leaving);
+            core::mem::replace(&mut *stage, next)
+        };
+        let link = match stage {
+            Stage::Idle => return false,
+            Stage::Linked(link) | Stage::Leaving(link) => link,
             Stage::Live(registration, link) => {
                 // As long as the backend has not closed it still carries out requests, which the
                 // driver waits for. Afterwards nobody must.
                 if !matches!(theirs, State::Connected | State::Closing) {
-                    link.control.kill();
+                    link.abandon(theirs);
                 }
                 drop(registration);
                 link
@@ -281,8 +312,12 @@ impl Frontend {
         };
 
         self.switch(|| dev.switch_state(State::Closing.raw()));
-        await_backend(dev);
-        drop(link);
+        let lost = link.control.is_lost();
+        if !lost {
+            await_backend(dev);
+        }
+        self.set(Stage::Idle);
+        lost
     }
 }
 

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/atomic.h>
 #include <linux/mm.h>
+#include <linux/scatterlist.h>
 #include <linux/sched/mm.h>
 #include <linux/spinlock.h>
 #include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_ring.h>
 #include <linux/vmalloc.h>
 
+#include <asm/xen/hypercall.h>
+
 #include <xen/features.h>
+#include <xen/interface/event_channel.h>
 #include <xen/page.h>
 #include <xen/xenbus.h>
 
@@ -87,6 +94,38 @@ bool vxb_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
 void vxb_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
 {
 	spin_unlock_irqrestore(lock, flags);
+}
+
+bool vxb_port_is_bound(unsigned int port)
+{
+	struct evtchn_status status = { .dom = DOMID_SELF, .port = port };
+
+	return !HYPERVISOR_event_channel_op(EVTCHNOP_status, &status) &&
+	       status.status == EVTCHNSTAT_interdomain;
+}
+
+bool vxb_driver_waits(struct virtio_device *vdev)
+{
+	return vdev->id.device == VIRTIO_ID_BLOCK &&
+	       !virtio_has_feature(vdev, VIRTIO_F_RING_PACKED) &&
+	       !virtio_has_feature(vdev, VIRTIO_F_IN_ORDER);
+}
+
+int vxb_add_byte(struct virtqueue *vq, void *byte, void *token)
+{
+	struct scatterlist sg;
+
+	sg_init_one(&sg, byte, 1);
+	return virtqueue_add_inbuf(vq, &sg, 1, token, GFP_NOIO);
+}
+
+void vxb_ring_interrupt(struct virtqueue *vq)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	vring_interrupt(0, vq);
+	local_irq_restore(flags);
 }
 
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text)

@@ -11,6 +11,7 @@
 
 struct page;
 struct virtio_device;
+struct virtqueue;
 struct xenbus_device;
 
 /* The frame number that a grant of @page carries: the MFN in a PV guest. */
@@ -60,6 +61,22 @@ int vxb_address_mode(void);
 unsigned long vxb_spin_lock_irqsave(spinlock_t *lock);
 bool vxb_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void vxb_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
+
+/* Whether the other end of an event channel of this domain is bound. */
+bool vxb_port_is_bound(unsigned int port);
+
+/*
+ * Whether the driver of such a device waits for all its buffers when it is
+ * unbound, without a limit, adds them under a spinlock and not mapped before;
+ * and whether its rings are split and used in any order.
+ */
+bool vxb_driver_waits(struct virtio_device *vdev);
+
+/* Adds a buffer of one byte that the device is to write. */
+int vxb_add_byte(struct virtqueue *vq, void *byte, void *token);
+
+/* vring_interrupt() as an interrupt handler calls it. */
+void vxb_ring_interrupt(struct virtqueue *vq);
 
 /* xenbus_dev_fatal() for a text that is complete. */
 void vxb_dev_fatal(struct xenbus_device *dev, int err, const char *text);

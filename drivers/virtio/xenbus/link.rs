@@ -3,6 +3,7 @@
 //! The link to a backend: what both sides share, and requests to the other.
 
 use crate::{
+    absence::Watchdog,
     control::{
         Control,
         ControlInterrupt, //
@@ -13,6 +14,7 @@ use crate::{
     },
     partition::MAX_BUFFER,
     requests::Requests,
+    state::State,
     sys::{
         debugfs::{
             Dir,
@@ -79,6 +81,9 @@ pub(crate) struct Link {
     /// How long the backend may take to answer a request, in milliseconds.
     pub(crate) timeout: Msecs,
 
+    /// How long to wait for a backend that is gone, in seconds; 0: for ever.
+    patience: u32,
+
     /// The device's directory in debugfs.
     pub(crate) debugfs: Dir,
 
@@ -89,6 +94,8 @@ pub(crate) struct Link {
 
 /// The means of making requests. It is locked while one is under way.
 struct Slot {
+    watchdog: Arc<Work<Watchdog>>,
+
     channel: Pin<KBox<Channel<ControlInterrupt>>>,
 
     /// The number of the last request.
@@ -96,11 +103,12 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(dev: &xenbus::Device, control: &Arc<Control>) -> Result<Self> {
+    fn new(dev: &xenbus::Device, control: &Arc<Control>, patience: u32) -> Result<Self> {
         let name = CString::try_from_fmt(fmt!("{}-control", dev.as_ref().name()))?;
         let interrupt = ControlInterrupt(control.clone());
         let channel = KBox::pin_init(Channel::new(dev, name, interrupt), GFP_KERNEL)?;
         Ok(Self {
+            watchdog: Watchdog::start(dev, control, channel.port(), patience)?,
             channel,
             sequence: 0,
         })
@@ -167,14 +175,23 @@ impl Observer for Work<Breaker> {
 }
 
 impl Link {
+    /// Has nobody wait for a backend that is gone, with its state `theirs`. Sleeps, but not for long.
+    pub(crate) fn abandon(&self, theirs: State) {
+        self.control.abandon(theirs);
+        if self.control.is_held() {
+            self.slot.lock().watchdog.queue();
+        }
+    }
+
     /// Shares with the backend of `dev` what `choice` says. Sleeps.
     ///
-    /// `timeout` is how long to wait for an answer to a request, in milliseconds; `debugfs` is the
-    /// device's directory.
+    /// `timeout` is how long to wait for an answer to a request, in milliseconds; `patience` how long
+    /// for a backend that is gone, in seconds, or 0: for ever; `debugfs` is the device's directory.
     pub(crate) fn new(
         dev: &xenbus::Device<Bound>,
         choice: &Choice,
         timeout: Msecs,
+        patience: u32,
         debugfs: &Dir,
     ) -> Result<Arc<Self>> {
         let domain = dev.backend_domain();
@@ -196,7 +213,7 @@ impl Link {
             ),
             GFP_KERNEL,
         )?;
-        let slot = Slot::new(dev, &control)?;
+        let slot = Slot::new(dev, &control, patience)?;
         let peer = Peer::new(domain, choice.mode)?;
 
         Arc::pin_init(
@@ -208,6 +225,7 @@ impl Link {
                 dev: (&**dev).into(),
                 peer: debugfs.file(c"mode", peer),
                 timeout,
+                patience,
                 debugfs: debugfs.clone(),
                 requests: debugfs.file(c"requests", KBox::pin(Requests::new(), GFP_KERNEL)?),
                 breaker,
@@ -233,7 +251,7 @@ impl Link {
         self.pool.grant_anew(domain)?;
         self.directory.grant_anew(domain)?;
 
-        let slot = Slot::new(dev, &self.control)?;
+        let slot = Slot::new(dev, &self.control, self.patience)?;
         *self.slot.lock() = slot;
         *self.peer.agreed.lock() = (domain, choice.mode);
         Ok(())

@@ -385,11 +385,14 @@ impl Transport for XenbusTransport {
         let mut queues = self.queues.lock();
 
         let result = self.make_queues(dev, &mut queues, requests, spread, found);
+        let result = result.and_then(|()| {
+            let all = queues.all.iter().map(|queue| &**queue);
+            self.link.control.watcher.arm(dev, all)
+        });
         match result {
             Ok(()) => {
                 queues.last = queues.all.len();
                 self.told.lock().set_queues(true);
-                self.link.control.watcher.arm(dev);
                 if self.link.control.is_dead() {
                     self.link.control.kill();
                 }

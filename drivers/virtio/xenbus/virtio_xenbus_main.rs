@@ -9,6 +9,7 @@
 
 use sys::xenbus::Adapter;
 
+mod absence;
 mod address;
 mod control;
 mod driver;
@@ -26,6 +27,7 @@ mod state;
 mod sys;
 mod told;
 mod transport;
+mod used;
 mod wire;
 
 kernel::module_driver!(<T>, Adapter<T>, {
@@ -51,6 +53,10 @@ kernel::module_driver!(<T>, Adapter<T>, {
         timeout_ms: u32 {
             default: 30000,
             description: "How long a backend may take to answer a request, in milliseconds",
+        },
+        backend_timeout_s: u32 {
+            default: 0,
+            description: "How long a backend may be gone, in seconds; 0: for ever",
         },
     },
 });

@@ -34,6 +34,13 @@ pub(crate) trait Handler: Send + Sync {
     fn handle(&self, irq: i32) -> Event;
 }
 
+/// Whether the other end of the channel with `port`, one of this domain, is bound. Xen closes it
+/// when who has bound it ends. Callable in any context.
+pub(crate) fn is_bound(port: u32) -> bool {
+    // SAFETY: Xen is asked; a port that is none is not bound.
+    unsafe { bindings::vxb_port_is_bound(port) }
+}
+
 /// An event channel to another domain, allocated here and bound there.
 ///
 /// # Invariants

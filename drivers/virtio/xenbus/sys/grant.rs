@@ -98,6 +98,8 @@ impl Drop for Grant {
 /// `base` is a mapping of all pages one behind the other, and lives as long as `self`.
 pub(crate) struct SharedPages {
     base: NonNull<u8>,
+    /// The grant of the one page has been ended.
+    ended: Atomic<bool>,
     /// Dropped first, before the pages that they are about.
     grants: KVVec<Grant>,
     pages: KVVec<Page>,
@@ -129,6 +131,7 @@ impl SharedPages {
         // INVARIANT: The mapping exists until `drop()`.
         let mut this = Self {
             base: NonNull::new(base.cast()).ok_or(ENOMEM)?,
+            ended: Atomic::new(false),
             grants,
             pages,
         };
@@ -154,6 +157,21 @@ impl SharedPages {
             unsafe { grant.renew(domain, page) }?;
         }
         Ok(())
+    }
+
+    /// Ends the grant of a single page for good if the other domain has not mapped it; returns
+    /// whether that has been done. Not to be called twice at a time.
+    pub(crate) fn end(&self) -> bool {
+        if self.ended.load(ordering::Relaxed) {
+            return true;
+        }
+        let [grant] = &*self.grants else {
+            return false;
+        };
+        // SAFETY: The grant is ours, and if this ends it nobody else does: see `drop()`.
+        let ended = unsafe { bindings::gnttab_try_end_foreign_access(grant.0) } != 0;
+        self.ended.store(ended, ordering::Relaxed);
+        ended
     }
 
     /// The size in bytes.
@@ -278,6 +296,9 @@ impl SharedPages {
 
 impl Drop for SharedPages {
     fn drop(&mut self) {
+        if self.ended.load(ordering::Relaxed) {
+            self.grants.drain_all().for_each(core::mem::forget);
+        }
         // SAFETY: By the type invariant `base` is a mapping made by `vmap()`, and nothing refers
         // to it any more.
         unsafe { bindings::vunmap(self.base.as_ptr().cast()) };

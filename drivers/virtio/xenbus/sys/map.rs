@@ -76,6 +76,9 @@ impl BufferLimit {
 /// What `map_page` returns when it has failed: the value that the rings know as an error.
 const MAPPING_ERROR: u64 = u64::MAX;
 
+/// What is in a small buffer that the device is to write before it does: no status of success.
+const UNWRITTEN: u8 = 0xff;
+
 /// A part of a pool that several CPUs allocate from, in any context.
 #[pin_data]
 pub(crate) struct SharedPartition {
@@ -163,6 +166,13 @@ impl Direct {
             _ => false,
         }
     }
+
+    /// The same when the device is not expected to.
+    fn hand_grants_over(&mut self, gref: u32, size: usize) {
+        if let Direct::Grants(references) = self {
+            references.hand_over(gref, size / PAGE);
+        }
+    }
 }
 
 /// Is told when the device does not do as it has to.
@@ -210,6 +220,16 @@ pub(crate) struct QueueMap {
     /// Whether every buffer is copied, so that there is no need to ask.
     copies_all: bool,
 
+    /// Whether the device is told where buffers are, and nothing else keeps it away from them.
+    pub(super) names_frames: bool,
+
+    /// Nothing but the stand-in is mapped any more.
+    closed: Atomic<bool>,
+
+    /// A buffer that stands for those which the device does not give back, see
+    /// [`super::virtqueue::Queue::give_back`].
+    stand_in: KBox<Atomic<u32>>,
+
     #[pin]
     own: SpinLockIrq<Own>,
 
@@ -230,21 +250,45 @@ impl QueueMap {
         direct: Direct,
         observer: Arc<dyn Observer>,
         source: Source,
-    ) -> impl PinInit<Self> {
+    ) -> impl PinInit<Self, Error> {
         let copies_all = matches!(direct, Direct::Nothing);
+        let names_frames = matches!(direct, Direct::Frames);
         let own = Own {
             partition,
             direct,
             counters: Counters::default(),
         };
-        pin_init!(Self {
+        try_pin_init!(Self {
             memory,
             copies_all,
+            names_frames,
+            closed: Atomic::new(false),
+            stand_in: KBox::new(Atomic::new(0), GFP_KERNEL)?,
             own <- new_spinlock_irq!(own, "virtio_xenbus_queue_pool"),
             overflow,
             observer,
             source,
-        })
+        }? Error)
+    }
+
+    /// From now on nothing is mapped but the stand-in, and nothing that the device writes gets to
+    /// the driver. Callable in any context.
+    pub(super) fn close(&self) {
+        self.closed.store(true, ordering::Relaxed);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(ordering::Relaxed)
+    }
+
+    /// The first byte of it can always be mapped.
+    pub(super) fn stand_in(&self) -> *mut c_void {
+        self.stand_in.as_ptr().cast()
+    }
+
+    /// The pool.
+    pub(super) fn memory(&self) -> &SharedPages {
+        &self.memory
     }
 
     /// The virtqueue that this is for.
@@ -362,6 +406,22 @@ impl QueueMap {
         }
     }
 
+    /// Makes a small buffer what it is if the device has written nothing to it. There is no need to
+    /// for a large one, whose status says that.
+    ///
+    /// # Safety
+    ///
+    /// As for `copy_out()`.
+    unsafe fn spoil(&self, addr: u64, len: usize) {
+        if len > CHUNK {
+            return;
+        }
+        if let Some((_, tag)) = self.lookup(addr, |_| ()) {
+            // SAFETY: As in `copy_out()`.
+            unsafe { (tag as *mut u8).write_bytes(UNWRITTEN, len) };
+        }
+    }
+
     /// Gives the device the buffer itself, if that can be, and returns its address.
     ///
     /// # Safety
@@ -390,6 +450,12 @@ impl QueueMap {
     /// Takes a buffer back that was not copied.
     fn unmap_direct(&self, addr: u64, size: usize, dir: bindings::dma_data_direction) {
         let ended = match address::decode(addr) {
+            Address::Grant { gref, .. } if self.is_closed() => {
+                let mut own = self.own.lock();
+                own.direct.hand_grants_over(gref, size);
+                self.source.unmap(addr, Ok(0), size, dir);
+                true
+            }
             Address::Grant { gref, .. } => {
                 let mut own = self.own.lock();
                 let ended = own.direct.end_grants(gref, size);
@@ -459,6 +525,9 @@ extern "C" fn map_page(
     let buffer = unsafe { bindings::vxb_page_address(page) }
         .cast::<u8>()
         .wrapping_add(offset);
+    if this.is_closed() && buffer.cast() != this.stand_in() {
+        return MAPPING_ERROR;
+    }
 
     // SAFETY: The page and the buffer are valid until it is unmapped.
     if let Some(addr) = unsafe { this.map_direct(page, offset, size, dir) } {
@@ -485,7 +554,7 @@ extern "C" fn map_page(
         unsafe { this.memory.copy_in(offset, buffer, size) };
     } else if size <= CHUNK {
         // A status that the device does not write must not be the one of another request.
-        this.memory.fill(offset, 0xff, size);
+        this.memory.fill(offset, UNWRITTEN, size);
     }
     address::pool(offset)
 }
@@ -506,7 +575,13 @@ extern "C" fn unmap_page(
     };
     if from_device(dir) && !skips_copy(attrs) {
         // SAFETY: The buffer is valid until this function returns.
-        unsafe { this.copy_out(addr, size) };
+        unsafe {
+            if this.is_closed() {
+                this.spoil(addr, size);
+            } else {
+                this.copy_out(addr, size);
+            }
+        }
     }
     this.free(offset, size, |buffer| {
         this.source.unmap(addr, buffer.ok_or(EINVAL), size, dir);

@@ -9,6 +9,7 @@ use super::{
     page::Pages, //
 };
 use crate::free_map::FreeMap;
+use core::ops::Range;
 use kernel::{
     error::to_result,
     prelude::*, //
@@ -23,7 +24,7 @@ use kernel::{
 /// # Invariants
 ///
 /// - The references from `first` on, as many as `free` has units, belong to `self`, except those
-///   that were handed over by [`end`](Self::end).
+///   that were handed over by [`end`](Self::end) or [`hand_over`](Self::hand_over).
 /// - Those that are free in `free` grant nothing.
 pub(crate) struct References {
     domain: u16,
@@ -89,15 +90,12 @@ impl References {
     /// Returns whether the other domain had them all unmapped. If not, those pages, a reference to
     /// each, and their grants stay with the grant table until it has (XSA-396).
     pub(crate) fn end(&mut self, gref: u32, count: usize) -> bool {
-        let Some(run) = gref.checked_sub(self.first).map(|run| run as usize) else {
+        let Some(run) = self.run(gref, count) else {
             return false;
         };
-        if run.checked_add(count).is_none_or(|end| end > self.count) {
-            return false;
-        }
 
         let mut ended = true;
-        for (gref, unit) in (gref..).zip(run..run + count) {
+        for (gref, unit) in (gref..).zip(run) {
             // SAFETY: By the check it is one of ours.
             if unsafe { bindings::gnttab_end_foreign_access_ref(gref) } != 0 {
                 self.free.give(unit, 1);
@@ -109,6 +107,23 @@ impl References {
             }
         }
         ended
+    }
+
+    /// Gives up what [`grant`](Self::grant) has returned `gref` for, `count` pages: all of it stays
+    /// with the grant table until the other domain lets go. Callable in any context.
+    pub(crate) fn hand_over(&mut self, gref: u32, count: usize) {
+        for (gref, _) in (gref..).zip(self.run(gref, count).unwrap_or_default()) {
+            // INVARIANT: Handed over, and never free again.
+            // SAFETY: By the check it is one of ours, and is not touched any more.
+            unsafe { bindings::gnttab_end_foreign_access(gref, core::ptr::null_mut()) };
+        }
+    }
+
+    /// The units of `count` references from `gref` on, if all are ours.
+    fn run(&self, gref: u32, count: usize) -> Option<Range<usize>> {
+        let run = gref.checked_sub(self.first)? as usize;
+        let end = run.checked_add(count)?;
+        (end <= self.count).then_some(run..end)
     }
 }
 

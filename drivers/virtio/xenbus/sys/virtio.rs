@@ -195,6 +195,13 @@ impl<T: Transport> Device<T> {
         self.buffer_limit.set(bytes);
     }
 
+    /// Whether the driver of such a device waits until it has got all its buffers back when it is
+    /// unbound, and can be given them as the device would.
+    pub(super) fn driver_waits(&self) -> bool {
+        // SAFETY: The device has been initialised.
+        unsafe { bindings::vxb_driver_waits(self.as_raw()) }
+    }
+
     /// The transport.
     pub(crate) fn transport(&self) -> &T {
         &self.transport

@@ -38,6 +38,13 @@ use kernel::{
     types::Opaque, //
 };
 
+mod give_back;
+
+pub(super) use give_back::{
+    give_back,
+    Abandoned, //
+};
+
 /// The alignment of the used ring in a split virtqueue, in bytes.
 const RING_ALIGN: u32 = 64;
 
@@ -90,6 +97,8 @@ unsafe impl Send for Ring {}
 /// Hands the events of a queue's channel to the virtqueue.
 struct Interrupt {
     vq: NonNull<bindings::virtqueue>,
+    /// The device is not to be listened to any more.
+    deaf: Atomic<bool>,
     /// Events without work since the last one that had some.
     idle: Atomic<u32>,
     /// Events with and without work.
@@ -103,6 +112,7 @@ impl Interrupt {
     fn new(vq: NonNull<bindings::virtqueue>, source: Source) -> Self {
         Self {
             vq,
+            deaf: Atomic::new(false),
             idle: Atomic::new(0),
             events: Atomic::new(0),
             spurious: Atomic::new(0),
@@ -134,7 +144,8 @@ impl Handler for Interrupt {
         let vq = self.vq.as_ptr();
 
         // SAFETY: The channel, and with it the handler, goes before the virtqueue.
-        if unsafe { bindings::virtqueue_is_broken(vq) } {
+        let broken = unsafe { bindings::virtqueue_is_broken(vq) };
+        if broken || self.deaf.load(ordering::Relaxed) {
             return Event::Dead;
         }
 

@@ -14,6 +14,11 @@ use super::{
         Device,
         Transport, //
     },
+    virtqueue::{
+        give_back,
+        Abandoned,
+        Queue, //
+    },
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -33,7 +38,15 @@ pub(crate) struct Watcher {
 
     /// Breaking a device takes locks that are not for interrupts.
     #[pin]
-    breaking: Mutex<Option<Target>>,
+    breaking: Mutex<Option<Breakable>>,
+}
+
+/// A device that can be broken.
+struct Breakable {
+    target: Target,
+
+    /// Those of its queues whose driver waits for what the device has of them.
+    waiting: KVec<Abandoned>,
 }
 
 /// # Invariants
@@ -53,12 +66,23 @@ impl Watcher {
         })
     }
 
-    /// Tells `dev` from now on, until [`disarm`](Self::disarm), which its transport must call in
-    /// [`Transport::delete_queues`]. Sleeps.
-    pub(crate) fn arm<T: Transport>(&self, dev: &Device<T>) {
+    /// Tells `dev`, which has `queues`, from now on, until [`disarm`](Self::disarm), which its
+    /// transport must call in [`Transport::delete_queues`] before it deletes them. Sleeps.
+    pub(crate) fn arm<'a, T: Transport>(
+        &self,
+        dev: &Device<T>,
+        queues: impl Iterator<Item = &'a Queue>,
+    ) -> Result {
+        let mut waiting = KVec::new();
+        for queue in queues.filter(|_| dev.driver_waits()) {
+            // SAFETY: It is deleted after `disarm()`.
+            waiting.push(unsafe { Abandoned::new(queue) }?, GFP_KERNEL)?;
+        }
         // INVARIANT: Queues are made and deleted while the device is registered.
-        *self.config.lock() = NonNull::new(dev.as_raw()).map(Target);
-        *self.breaking.lock() = NonNull::new(dev.as_raw()).map(Target);
+        let target = || NonNull::new(dev.as_raw()).map(Target);
+        *self.config.lock() = target();
+        *self.breaking.lock() = target().map(|target| Breakable { target, waiting });
+        Ok(())
     }
 
     /// Tells nobody from now on. Sleeps.
@@ -75,11 +99,20 @@ impl Watcher {
         }
     }
 
-    /// Lets no virtqueue be used any more, for good. Sleeps.
-    pub(crate) fn break_device(&self) {
-        if let Some(Target(vdev)) = &*self.breaking.lock() {
-            // SAFETY: By the type invariant the device is registered.
-            unsafe { bindings::virtio_break_device(vdev.as_ptr()) };
-        }
+    /// Lets no virtqueue be used any more, for good, and gives the driver its buffers back. Sleeps.
+    ///
+    /// `released` is whether the device has said that it will not touch them. Otherwise those that
+    /// it could go on to write to stay where they are. Returns whether none have to.
+    pub(crate) fn break_device(&self, released: bool) -> bool {
+        let mut breaking = self.breaking.lock();
+        let Some(Breakable { target, waiting }) = &mut *breaking else {
+            return true;
+        };
+        // SAFETY: By the type invariant the device is registered.
+        unsafe { bindings::virtio_break_device(target.0.as_ptr()) };
+
+        // SAFETY: They have just been broken, and the driver waits for them.
+        unsafe { give_back(waiting, released) };
+        !waiting.iter().any(Abandoned::is_held)
     }
 }

@@ -13,6 +13,10 @@ use core::{
 use kernel::{
     prelude::*,
     sync::LockClassKey,
+    time::{
+        msecs_to_jiffies,
+        Msecs, //
+    },
     types::Opaque, //
 };
 
@@ -24,6 +28,11 @@ pub(crate) trait Task: Send + Sync + 'static {
 
     /// Runs in a kernel worker thread, never twice at a time. May sleep.
     fn run(&self);
+
+    /// How long after it has ended it runs again by itself, in milliseconds, if it does.
+    fn again(&self) -> Option<Msecs> {
+        None
+    }
 }
 
 /// A work item together with the data that it works on.
@@ -38,7 +47,7 @@ pub(crate) trait Task: Send + Sync + 'static {
 #[pin_data(PinnedDrop)]
 pub(crate) struct Work<T: Task> {
     #[pin]
-    work: Opaque<bindings::work_struct>,
+    work: Opaque<bindings::delayed_work>,
 
     #[pin]
     task: T,
@@ -64,17 +73,24 @@ impl<T: Task> Work<T> {
         // INVARIANT: The work item is initialised with `run_callback::<T>`.
         try_pin_init!(Self {
             task <- task,
-            work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| {
-                // SAFETY: `slot` is valid for writes and stays where it is; name and key live
+            work <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| {
+                // SAFETY: `slot` is valid for writes and stays where it is; name and keys live
                 // for ever.
                 unsafe {
                     bindings::init_work_with_key(
-                        slot,
+                        &raw mut (*slot).work,
                         Some(run_callback::<T>),
                         false,
                         name.as_char_ptr(),
                         key.as_ptr(),
-                    )
+                    );
+                    bindings::timer_init_key(
+                        &raw mut (*slot).timer,
+                        Some(bindings::delayed_work_timer_fn),
+                        bindings::TIMER_IRQSAFE,
+                        name.as_char_ptr(),
+                        kernel::static_lock_class!().as_ptr(),
+                    );
                 };
             }),
             _pin: PhantomPinned,
@@ -83,6 +99,10 @@ impl<T: Task> Work<T> {
 
     /// Has the task run once more from now on. Callable in any context.
     pub(crate) fn queue(&self) {
+        self.queue_after(0);
+    }
+
+    fn queue_after(&self, delay: Msecs) {
         // SAFETY: By the type invariant `work` is initialised, and `drop()` waits for it. The
         // workqueues are the system's and live for ever.
         unsafe {
@@ -91,10 +111,11 @@ impl<T: Task> Work<T> {
             } else {
                 bindings::system_dfl_wq
             };
-            bindings::queue_work_on(
+            bindings::queue_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
                 queue,
                 self.work.get(),
+                msecs_to_jiffies(delay),
             )
         };
     }
@@ -102,7 +123,7 @@ impl<T: Task> Work<T> {
     /// Stops the work item for good: waits until it has ended, and it cannot be queued again.
     pub(crate) fn stop(&self) {
         // SAFETY: By the type invariant `work` is initialised.
-        unsafe { bindings::disable_work_sync(self.work.get()) };
+        unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
     }
 }
 
@@ -123,11 +144,19 @@ impl<T: Task> PinnedDrop for Work<T> {
 
 /// # Safety
 ///
-/// `work` must be the field of that name in a [`Work<T>`].
+/// `work` must be part of the field of that name in a [`Work<T>`].
 unsafe extern "C" fn run_callback<T: Task>(work: *mut bindings::work_struct) {
-    // SAFETY: By the requirement of this function, and because `Opaque<work_struct>` is
+    // SAFETY: By the requirement of this function, and because `Opaque<delayed_work>` is
     // transparent. The `Work` lives at least until this function returns: `drop()` waits.
-    let this = unsafe { &*work.byte_sub(offset_of!(Work<T>, work)).cast::<Work<T>>() };
+    let this = unsafe {
+        &*work
+            .byte_sub(offset_of!(bindings::delayed_work, work))
+            .byte_sub(offset_of!(Work<T>, work))
+            .cast::<Work<T>>()
+    };
 
     this.task.run();
+    if let Some(delay) = this.task.again() {
+        this.queue_after(delay);
+    }
 }

@@ -112,6 +112,10 @@ pub(crate) trait Driver: Sized + Send + Sync + 'static {
     /// suspend has been cancelled.
     fn complete(dev: &Device<device::Bound>, this: &Self);
 
+    /// Called when the device is about to be unbound: before [`work`](Self::work), if it is under
+    /// way, is waited for.
+    fn unbinding(dev: &Device<device::Core<'_>>, this: &Self);
+
     /// Called when the device is unbound. The core switches it to Closed afterwards.
     fn unbind(dev: &Device<device::Core<'_>>, this: &Self);
 }

@@ -269,6 +269,7 @@ impl<T: Driver> Adapter<T> {
         // and stored a `Pin<KBox<Binding<T>>>`.
         let binding = unsafe { dev.as_ref().drvdata_borrow::<Binding<T>>() };
 
+        T::unbinding(dev, &binding.task.driver);
         binding.stop();
         T::unbind(dev, &binding.task.driver);
     }
