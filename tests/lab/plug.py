@@ -20,9 +20,9 @@ def detach(lab, guest, device, *options, check=True):
     return lab.dom0.run([TOOL, "detach", guest.name, device, *options], 120, check=check)
 
 
-def used(guest, path):
+def used(guest, path, kind="randrw"):
     """Start fio on a file or disk; it goes on until that fails."""
-    load = guest.start(["fio", "--name=load", f"--filename={path}", "--rw=randrw", "--bs=16k",
+    load = guest.start(["fio", "--name=load", f"--filename={path}", f"--rw={kind}", "--bs=16k",
                         "--size=8M", "--ioengine=libaio", "--direct=1", "--iodepth=16",
                         "--time_based", "--runtime=600", "--status-interval=1"])
     load.wait_output("IOPS", 60)
@@ -33,6 +33,12 @@ def assert_failed(load):
     """A load has come to an end by itself, with an error of its file."""
     done = load.wait(60)
     assert done.returncode and "io_u error" in done.stdout + done.stderr, done
+
+
+def assert_healthy(guest):
+    """No task waits for what does not come."""
+    guest.run("while grep -q '^State:.D' /proc/[0-9]*/status; do read -r -t 0.2 _; done "
+              "< <(sleep 60)", 30)
 
 
 def check_mounted(lab, guest, path):

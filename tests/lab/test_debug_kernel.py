@@ -5,6 +5,8 @@ at its console for what it reports."""
 import json
 
 from basics import check_card, check_disk, check_file_system, check_locks, verified
+from loss import LIMIT, check_lost, check_works
+from modes import loaded
 from net import BRIDGES, connect
 from observe import KINDS, Tracing
 from plug import check_mounted
@@ -62,6 +64,17 @@ def test_debug_kernel_unplug(lab):
     with DEBUG(lab) as guest:
         check_mounted(lab, guest, MORE)
         check_locks(guest)
+
+
+def test_debug_kernel_backend_loss(lab):
+    with DEBUG(lab) as guest:
+        guest.run(["rmmod", "virtio_xenbus"])
+        with loaded(guest, DEBUG.options["debug"], f"backend_timeout_s={LIMIT}"):
+            check_works(guest)
+            check_lost(lab, guest)
+            check_locks(guest)
+        guest.run(["driver"])
+        appears(guest, "/dev/vda", "/sys/class/net/eth0")
 
 
 def test_debug_kernel_cpus(lab):

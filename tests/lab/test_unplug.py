@@ -2,13 +2,19 @@
 """Disks are detached while they are used: file systems on them get errors, nothing hangs, and
 other disks do not notice."""
 
-from plug import assert_failed, attach, check_mounted, detach, used
+import contextlib
+
+from modes import loaded
+from plug import assert_failed, assert_healthy, attach, check_mounted, detach, used
 from resources import nothing_left
-from support import Setup, fio, images, vanishes
+from support import Setup, appears, fio, images, interrupt_lines, vanishes
 
 MORE = "/scratch/unplug-more.img"
 SLOW = "/dev/mapper/slow"
 LINEAR = "0 65536 linear /dev/loop6 0"
+# Grants that the backend has mapped when they are ended are tried again each second, so many of
+# them.
+RETRIES = "/sys/module/grant_table/parameters/free_per_iteration"
 UNPLUG = Setup("",
                # Without persistent grants of the guest's root disk, whose number depends on
                # what has been read from it.
@@ -32,6 +38,16 @@ def twice(lab, guest, check):
     with nothing_left(lab, guest):
         check()
     works(guest)
+
+
+@contextlib.contextmanager
+def hanging(lab):
+    """The storage does not answer in the block."""
+    lab.dom0.run(["dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", "slow"])
+    try:
+        yield
+    finally:
+        lab.dom0.run(["dmsetup", "resume", "--noudevsync", "slow"])
 
 
 def test_mounted_file_system(lab):
@@ -65,18 +81,84 @@ def test_storage_that_hangs(lab):
         def check():
             device = attach(lab, guest, SLOW)
             with used(guest, "/dev/vdb") as load:
-                lab.dom0.run(["dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs",
-                              "slow"])
-                try:
+                with hanging(lab):
                     done = detach(lab, guest, device, "--timeout", "2", check=False)
                     assert done.returncode == 1, done
                     for text in ("in use", "backend Closing", "frontend Connected"):
                         assert text in done.stderr, done.stderr
                     works(guest)
-                finally:
-                    lab.dom0.run(["dmsetup", "resume", "--noudevsync", "slow"])
                 vanishes(guest, "/dev/vdb")
                 assert_failed(load)
             detach(lab, guest, device)
 
         twice(lab, guest, check)
+
+
+def waiting(guest, *words):
+    """Start dd for one block, past the page cache, which is not answered."""
+    one = guest.start(["dd", "bs=4k", "count=1", "conv=notrunc", *words])
+    guest.run(f"until grep -l '^State:.D' $(pgrep -fx 'dd.*{words[-1]}' | "
+              "sed 's|.*|/proc/&/status|'); do read -r -t 0.2 _; done < <(sleep 60)", 30)
+    return one
+
+
+def check_forced(lab, guest):
+    """A disk with a file system, in use, on storage that hangs, goes by --force."""
+    device = attach(lab, guest, SLOW)
+    before = interrupt_lines(guest, "virtio")
+    guest.run("mkfs.ext4 -q -F /dev/vdb && mount /dev/vdb /mnt && sync", 120)
+    with used(guest, "/mnt/load") as load, hanging(lab), \
+            waiting(guest, "if=/dev/vdb", "iflag=direct") as read, \
+            waiting(guest, "if=/dev/zero", "of=/mnt/load", "oflag=direct") as write:
+        done = detach(lab, guest, device, "--timeout", "2", check=False)
+        assert done.returncode == 1 and "in use" in done.stderr, done
+        for one in load, read, write:
+            assert one.poll() is None, one.wait(1)
+        detach(lab, guest, device, "--timeout", "0", "--force")
+        assert_failed(load)
+        # Not only those fail that come later.
+        for one in read, write:
+            done = one.wait(60)
+            assert done.returncode and "Input/output error" in done.stderr, done
+        guest.run(["umount", "/mnt"])
+        vanishes(guest, "/dev/vdb")
+        assert_healthy(guest)
+        assert len(interrupt_lines(guest, "virtio")) < len(before)
+        works(guest)
+
+
+def test_force(lab):
+    """Detached with --force, what the guest waits for fails, the disk goes, also if its file
+    system is mounted, and nothing of it is left in the guest. What the daemon has of the guest's
+    memory stays with the grant table until the storage answers."""
+    with UNPLUG(lab) as guest:
+        guest.run(f"echo 10000 >{RETRIES}")
+        check_forced(lab, guest)
+        guest.run(["rmmod", "virtio_xenbus"])
+        with loaded(guest, UNPLUG.options["unplug"], "address_mode=grant"), \
+                nothing_left(lab, guest):
+            check_forced(lab, guest)
+        guest.run(["driver"])
+        appears(guest, "/dev/vda")
+
+
+def test_force_of_named_frames(lab):
+    """In mode machine only the daemon keeps the storage from the guest's memory: what is under
+    way does not end before the daemon has let go, and then it does by itself."""
+    with UNPLUG(lab) as guest:
+        guest.run(f"echo 10000 >{RETRIES}")
+        guest.run(["rmmod", "virtio_xenbus"])
+        with loaded(guest, UNPLUG.options["unplug"], "address_mode=machine"), \
+                nothing_left(lab, guest):
+            device = attach(lab, guest, SLOW)
+            with used(guest, "/dev/vdb") as load:
+                with hanging(lab):
+                    detach(lab, guest, device, "--timeout", "0", "--force")
+                    works(guest)
+                    assert load.poll() is None, load.wait(1)
+                assert_failed(load)
+            vanishes(guest, "/dev/vdb")
+            assert_healthy(guest)
+            works(guest)
+        guest.run(["driver"])
+        appears(guest, "/dev/vda")
