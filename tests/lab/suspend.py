@@ -77,7 +77,7 @@ def migrate(guest):
     """The guest goes on as another domain, from memory that is copied while it runs."""
     before = guest.domid
     with migration(guest) as process:
-        process.wait(300, check=True)
+        process.wait(600, check=True)
     assert guest.domid != before
 
 
