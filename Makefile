@@ -12,7 +12,7 @@ build := $(CURDIR)/build
 modules := $(build)/modules/$(KVER)
 in_tree := scripts/in-build-tree
 
-.PHONY: all modules tools man packages demo check kunit lab bench lint format payload clean help
+.PHONY: all modules tools man packages demo check soak kunit lab bench lint format payload clean help
 all: modules
 
 modules:
@@ -33,7 +33,7 @@ man:
 
 # From here on a Debian 13 tree of the project's own has the compilers, so that
 # these work on Debian 12 too.
-payload packages demo check kunit lab bench lint format: setup
+payload packages demo check soak kunit lab bench lint format: setup
 
 .PHONY: setup
 setup:
@@ -53,6 +53,9 @@ lab: payload
 
 check:
 	@scripts/check
+
+soak: payload
+	@tests/lab/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 kunit:
 	@tests/kunit/run
@@ -76,6 +79,7 @@ help:
 	@echo 'As root on Debian 12 or 13; packages, Debian trees and kernels are fetched:'
 	@echo 'make demo      boot Xen, dom0 and a guest; show a disk and a card at work'
 	@echo 'make check     all tests; ends with "N passed, N failed"'
+	@echo 'make soak      [MINUTES=60] [SEED=n] what happens in production, at random'
 	@echo 'make kunit     the KUnit suites alone'
 	@echo 'make lab       the running system by hand: dom0 shell, guest console'
 	@echo 'make bench     fio and iperf3, beside xen-blkfront and xen-netfront'

@@ -8,11 +8,12 @@ from support import appears, vanishes
 TOOL = "/payload/virtio-xenbusctl"
 
 
-def attach(lab, guest, path):
-    """Attach a disk, which is /dev/vdb in the guest; returns the device's name."""
-    words = [TOOL, "--json", "attach", guest.name, "disk", path]
+def attach(lab, guest, path, kind="disk", there="/dev/vdb"):
+    """Attach a disk, or a card to the bridge `path`, which is `there` in the guest; returns
+    the device's name."""
+    words = [TOOL, "--json", "attach", guest.name, kind, *["--bridge"] * (kind == "net"), path]
     device = json.loads(lab.dom0.run(words, 120).stdout)["device"]
-    appears(guest, "/dev/vdb")
+    appears(guest, there)
     return device
 
 
