@@ -55,7 +55,7 @@ check:
 	@scripts/check
 
 soak: payload
-	@tests/lab/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	@tests/lab/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 kunit:
 	@tests/kunit/run
