@@ -78,8 +78,8 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Has `dev` watched. `port` is that of the control event channel; after `limit` seconds without
-    /// a backend the device is given up, after none if that is 0.
+    /// Has `dev` watched. `port` is that of the control event channel; after `limit` seconds
+    /// without a backend the device is given up, after none if that is 0.
     pub(crate) fn start(
         dev: &xenbus::Device,
         control: &Arc<Control>,

@@ -237,8 +237,8 @@ impl Frontend {
         switch();
     }
 
-    /// Has nobody wait for the backend any more if it is gone, as `theirs`, its state, says: who does
-    /// may be what keeps the device from being disconnected.
+    /// Has nobody wait for the backend any more if it is gone, as `theirs`, its state, says: who
+    /// does may be what keeps the device from being disconnected.
     fn abandon(&self, theirs: State) {
         if !matches!(theirs, State::Closed | State::Unknown) {
             return;

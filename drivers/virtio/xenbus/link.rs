@@ -175,7 +175,8 @@ impl Observer for Work<Breaker> {
 }
 
 impl Link {
-    /// Has nobody wait for a backend that is gone, with its state `theirs`. Sleeps, but not for long.
+    /// Has nobody wait for a backend that is gone, with its state `theirs`. Sleeps, but not for
+    /// long.
     pub(crate) fn abandon(&self, theirs: State) {
         self.control.abandon(theirs);
         if self.control.is_held() {
@@ -185,8 +186,9 @@ impl Link {
 
     /// Shares with the backend of `dev` what `choice` says. Sleeps.
     ///
-    /// `timeout` is how long to wait for an answer to a request, in milliseconds; `patience` how long
-    /// for a backend that is gone, in seconds, or 0: for ever; `debugfs` is the device's directory.
+    /// `timeout` is how long to wait for an answer to a request, in milliseconds; `patience` how
+    /// long for a backend that is gone, in seconds, or 0: for ever; `debugfs` is the device's
+    /// directory.
     pub(crate) fn new(
         dev: &xenbus::Device<Bound>,
         choice: &Choice,

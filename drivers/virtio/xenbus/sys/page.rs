@@ -31,8 +31,8 @@ pub(super) unsafe fn p2m_entry(page: *mut bindings::page, index: usize) -> u64 {
 /// Has the `size` bytes at machine address `address` count as written to by this domain; they do
 /// not change. Callable in any context.
 ///
-/// While a guest is migrated Xen sees what it writes itself, and what is written through grants, but
-/// not what another domain writes to a frame that it maps by its own right.
+/// While a guest is migrated Xen sees what it writes itself, and what is written through grants,
+/// but not what another domain writes to a frame that it maps by its own right.
 pub(super) fn mark_written(address: u64, size: usize) {
     // SAFETY: Frames that are not this domain's are left alone. Of others a word is written to as
     // it is, at once.

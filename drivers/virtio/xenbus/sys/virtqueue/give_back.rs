@@ -128,7 +128,8 @@ impl Abandoned {
         }
         queue.publish_used(seen, count);
 
-        // SAFETY: The virtqueue is valid. No callback is running: the handler does nothing any more.
+        // SAFETY: The virtqueue is valid. No callback is running: the handler does nothing any
+        // more.
         unsafe {
             bindings::vxb_ring_interrupt(vq);
             bindings::__virtqueue_break(vq);
