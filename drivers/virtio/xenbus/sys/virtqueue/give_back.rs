@@ -104,10 +104,12 @@ impl Abandoned {
             let _ = self.tokens.push_within_capacity(token);
         }
 
-        // SAFETY: As above. It returns the index up to which the driver has seen used buffers,
-        // from memory that the device cannot change.
+        // The index up to which the driver has seen used buffers, from memory that the device
+        // cannot change.
         //
         // CAST: Split rings have indices of 16 bits.
+        //
+        // SAFETY: By the requirement of this function nobody else uses the virtqueue.
         let seen = unsafe { bindings::virtqueue_enable_cb_prepare(vq) } as u16;
 
         // The driver can add again as far as the virtqueue is concerned. But none of its buffers
