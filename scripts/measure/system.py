@@ -29,7 +29,7 @@ def cards(paths):
     return {path: number for number, path in enumerate(filter(is_ours, paths))}
 
 
-def daemon(paths):
+def daemon(paths, poll):
     """The daemon's configuration: each device has its own mode, which the driver takes
     as the daemon's preference."""
     def modes(path):
@@ -39,7 +39,7 @@ def daemon(paths):
         [f'[[device]]\ndomain = "bench"\ndevice = {number}\n'
          f'net = {{ bridge = "br0", vhost = {str(path == "vhost").lower()}, {modes(path)} }}\n'
          for path, number in cards(paths).items()]
-        + [f'[[disk]]\ndomain = "bench"\nvdev = "{vdev}"\nblk = {{ {modes(path)} }}\n'
+        + [f'[[disk]]\ndomain = "bench"\nvdev = "{vdev}"\nblk = {{ poll-us = {poll}, {modes(path)} }}\n'
            for path, vdev in disks(paths).items() if is_ours(path)]).replace("'", '"')
 
 
@@ -121,7 +121,7 @@ def made(lab, options):
     if "vhost" in paths:
         dom0.run(["modprobe", "vhost_net"])
     if ours:
-        dom0.start_daemon(daemon(paths), 120)
+        dom0.start_daemon(daemon(paths, options.poll_us), 120)
     guest = dom0.create_guest(
         "bench", memory=options.memory, vcpus=options.vcpus, timeout=900,
         disks=[f"virtio:{options.file}" if is_ours(path) else f"stock:{options.file}"

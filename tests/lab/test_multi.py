@@ -5,6 +5,7 @@ import concurrent.futures
 import re
 
 from net import BRIDGES, MAKE_BR9, Traffic, connect, two_cards
+from observe import Device
 from support import Setup, cards, fio, images, interrupts
 
 QUEUES = 4
@@ -13,7 +14,9 @@ ALONE = True
 MANY = Setup(two_cards("many"), f"{MAKE_BR9} && {images('one.img', 'two.img')}",
              many={"disks": ["virtio:/scratch/one.img", "virtio:/scratch/two.img"],
                    "cards": ["virtio", "virtio"], "vcpus": QUEUES, "memory": 768})
-TWO = Setup(cards("left") + cards("right"), images("left.img", "right.img"),
+# The left one's disk is polled.
+POLLED = '[[disk]]\ndomain = "left"\nvdev = "xvda"\nblk = { poll-us = 1000 }\n'
+TWO = Setup(cards("left") + cards("right") + POLLED, images("left.img", "right.img"),
             left={"disks": ["virtio:/scratch/left.img"], "cards": ["virtio"]},
             right={"disks": ["virtio:/scratch/right.img"], "cards": ["virtio"]})
 
@@ -82,3 +85,17 @@ def test_two_guests_at_once(lab):
         left, right = guests
         left.run(["ping", "-q", "-f", "-c", 1000, "10.78.0.3"])
         right.run(["ping", "-q", "-f", "-c", 1000, "10.78.0.2"])
+
+
+def test_polled_disk(lab):
+    """A disk that is polled has requests seen for which its driver did not ring."""
+    with TWO(lab) as guests:
+        kicks = []
+        for guest in guests:
+            disk = Device(guest, "/sys/block/vda")
+            before = disk.counted()["kicks"]
+            fio(guest, filename="/dev/vda", rw="randread", size="4M", bs="4k",
+                ioengine="libaio", direct=1, iodepth=1)
+            kicks.append(disk.counted()["kicks"] - before)
+        print(f"  1024 reads, one at a time: {kicks[0]} kicks, {kicks[1]} without polling")
+        assert kicks[0] < kicks[1], kicks

@@ -130,7 +130,11 @@ impl<'m> Vring<'m> {
     }
 
     /// Whether the driver has made buffers available that were not taken.
-    fn look(&mut self) -> Result<bool> {
+    ///
+    /// # Errors
+    ///
+    /// As of [`Vring::pop`].
+    pub fn look(&mut self) -> Result<bool> {
         let index: u16 = self.avail.load(INDEX, Ordering::Acquire)?;
         let index = Wrapping(u16::from_le(index));
         let count = index - self.next_avail;

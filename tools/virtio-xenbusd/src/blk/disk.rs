@@ -6,6 +6,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -32,6 +33,7 @@ pub struct Disk {
     /// How buffers must be aligned, if the file is open for direct I/O.
     direct: Option<DirectAlignment>,
     in_memory: bool,
+    poll: Duration,
     /// A completed write may be lost until the next flush.
     pub writeback: AtomicBool,
 }
@@ -103,6 +105,7 @@ impl Disk {
             serial,
             direct,
             in_memory,
+            poll: Duration::from_micros(settings.poll_us.map_or(0, |time| time.0)),
             writeback: AtomicBool::new(true),
         })
     }
@@ -198,6 +201,11 @@ impl Disk {
     /// give each I/O to another thread.
     pub fn in_memory(&self) -> bool {
         self.in_memory
+    }
+
+    /// How long to look for a request before sleeping.
+    pub fn poll(&self) -> Duration {
+        self.poll
     }
 
     /// Whether a completed write may be lost until the next flush.

@@ -4,6 +4,7 @@
 mod aio;
 mod claim;
 mod disk;
+mod poll;
 mod queue;
 mod request;
 #[cfg(test)]
@@ -61,6 +62,8 @@ with_limits! {
         pub discard: Option<bool>,
         /// Go past dom0's page cache; if possible, by default.
         pub direct: Option<bool>,
+        /// How long a queue's thread looks for the next request before it sleeps; 0 by default.
+        pub poll_us: Option<PollTime>,
     }
 }
 
@@ -78,6 +81,24 @@ impl TryFrom<i64> for BlockSize {
             4096 => Ok(Self(4096)),
             _ => Err(format!(
                 "{value} is not a logical block size: it must be 512 or 4096"
+            )),
+        }
+    }
+}
+
+/// A time to look for requests, in microseconds.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "i64")]
+pub struct PollTime(u64);
+
+impl TryFrom<i64> for PollTime {
+    type Error = String;
+
+    fn try_from(value: i64) -> Result<Self, String> {
+        match u64::try_from(value) {
+            Ok(time @ 0..=1000) => Ok(Self(time)),
+            _ => Err(format!(
+                "{value} is not a time to poll: it must be from 0 to 1000 microseconds"
             )),
         }
     }

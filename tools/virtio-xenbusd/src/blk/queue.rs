@@ -11,6 +11,7 @@ use virtio_queue::QueueT;
 
 use super::aio::{Aio, Io};
 use super::disk::{Bounce, CHUNK, Disk};
+use super::poll::Poll;
 use super::request::{Buffers, Limits, Operation, Refused};
 use crate::device::{Doorbell, Ring};
 use crate::memory::{Access, Lent, Memory, Needs, Parts, Segment, total};
@@ -55,6 +56,7 @@ struct Queue<'m> {
     waiting: Option<u16>,
     bounce: Bounce,
     throttle: Throttle,
+    poll: Poll,
 }
 
 /// A request that is being worked on.
@@ -108,6 +110,7 @@ impl<'m> Queue<'m> {
             waiting: None,
             bounce: Bounce::new(),
             throttle: Throttle::new(),
+            poll: Poll::new(disk.poll()),
             name: ring.name,
             ring: vring,
             taken: ring.taken,
@@ -122,7 +125,12 @@ impl<'m> Queue<'m> {
             self.begin(stop)?;
             self.memory.sweep();
             let timeout = self.memory.until_sweep();
-            self.aio.wait(timeout).context("io_uring")?;
+            if self.aio.busy() > 0 {
+                self.aio.wait(timeout).context("io_uring")?;
+            } else {
+                let sleep = || self.aio.wait(timeout);
+                self.poll.learn(sleep).context("io_uring")?;
+            }
             if stop.requested() {
                 return Ok(());
             }
@@ -170,11 +178,21 @@ impl<'m> Queue<'m> {
             if stop.requested()
                 || self.waiting.is_some()
                 || self.free.is_empty()
-                || !self.ring.enable_kicks()?
+                || !(self.look(stop)? || self.ring.enable_kicks()?)
             {
                 return Ok(());
             }
         }
+    }
+
+    /// Looks for a request for a while, if nothing else is to be done. The driver does not ring
+    /// meanwhile.
+    fn look(&mut self, stop: &Stop) -> Result<bool> {
+        if self.aio.busy() > 0 {
+            return Ok(false);
+        }
+        let ring = &mut self.ring;
+        self.poll.find(|| Ok(stop.requested() || ring.look()?))
     }
 
     /// A slot for another request, if one may begin.
