@@ -10,6 +10,9 @@ from vxblab.lab import LabError
 
 STOP = "/tmp/stop"
 SAVED = "/scratch/saved"
+# What the stock card's driver reports at a restore, if it had packets under way whose data is
+# in memory of kmalloc().
+NETFRONT = r"WARNING: include/linux/mm\.h:\d+ at xennet_disconnect_backend"
 # fio on /dev/vda until told to end; each block has its checksum.
 VERIFY = f"""while [ ! -e {STOP} ]; do
     fio --name=load --filename=/dev/vda --size=8M --rw=randwrite --bssplit=4k/50:64k/50 \

@@ -5,11 +5,13 @@ at its console for what it reports."""
 import json
 
 from basics import check_card, check_disk, check_file_system, check_locks, verified
+from harness import reports
 from loss import LIMIT, check_lost, check_works
 from modes import loaded
 from net import BRIDGES, connect
 from observe import KINDS, Tracing
 from plug import check_mounted
+from suspend import NETFRONT, cancel, checkpoint, save_and_restore
 from support import Setup, appears, cards, images, script, started
 
 MORE = "/scratch/debug-more.img"
@@ -75,6 +77,18 @@ def test_debug_kernel_backend_loss(lab):
             check_locks(guest)
         guest.run(["driver"])
         appears(guest, "/dev/vda", "/sys/class/net/eth0")
+
+
+@reports.expected(NETFRONT)
+def test_debug_kernel_suspend(lab):
+    """Restored, saved and gone on, and a suspend that is cancelled, with the disk in use."""
+    with DEBUG(lab) as guest:
+        connect(guest, devices=("eth0",))
+        with verified(guest):
+            for way in save_and_restore, checkpoint, cancel:
+                way(guest)
+        guest.run(["ping", "-q", "-c", 3, "-i", "0.2", "-W", 10, BRIDGES["eth0"]])
+        check_locks(guest)
 
 
 def test_debug_kernel_cpus(lab):

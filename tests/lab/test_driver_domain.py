@@ -5,9 +5,12 @@ disk of its own, and a bridge."""
 import contextlib
 import math
 
+import plug
 from modes import loaded, used
 from net import connect, transfer
-from support import cards, fio, guest, images, log_size, wait_log, wait_store
+from resources import event_channels, grants
+from support import (appears, cards, devices, fio, guest, images, log_size, vanishes, wait_log,
+                     wait_store)
 
 XVDA = 51712
 CONFIG = "/etc/virtio-xenbusd.toml"
@@ -27,7 +30,10 @@ PREPARE = ("modprobe -a xen-evtchn xen-gntdev tun bridge && "
 @contextlib.contextmanager
 def driver_domain(lab):
     """A driver domain whose daemon serves what comes."""
-    lab.dom0.run(images("back.img", size="128M"))
+    # Without persistent grants of the guests' root disks, whose number depends on what has been
+    # read from them.
+    lab.dom0.run("echo N >/sys/module/xen_blkback/parameters/feature_persistent; "
+                 + images("back.img", size="128M"))
     with guest(lab, "back", **BACK) as back:
         back.run(PREPARE)
         back.push(b"", CONFIG)
@@ -49,13 +55,19 @@ def serves(back, front, mode):
             transfer(back, front, "10.78.0.2", 16)
 
 
+def served_by(back, front):
+    """Has the daemon in the driver domain serve a guest's card; returns the configuration."""
+    config = cards(f"domain {front.domid}")  # it may not read the names of others
+    back.push(config.encode(), CONFIG)
+    back.run("kill -HUP $(daemon status)")
+    return config
+
+
 def test_driver_domain(lab):
     """Modes pool and grant work; machine is not offered, and asking for it is refused
     with a text that says why, by the driver and by the daemon."""
     with driver_domain(lab) as back, guest(lab, "front", **FRONT) as front:
-        config = cards(f"domain {front.domid}")  # it may not read the names of others
-        back.push(config.encode(), CONFIG)
-        back.run("kill -HUP $(daemon status)")
+        config = served_by(back, front)
         for mode in ("pool", "grant"):
             serves(back, front, mode)
 
@@ -71,3 +83,20 @@ def test_driver_domain(lab):
         back.run("kill -HUP $(daemon status)")
         front.run(["driver", "address_mode=pool"])
         wait_log(back, start, 'address-modes has "machine", but')
+
+
+def test_driver_domain_destroyed(lab):
+    """The driver domain ends with all that it serves: its guest gets errors, and holds what it
+    held before."""
+    with driver_domain(lab) as back, guest(lab, "front", **FRONT) as front:
+        served_by(back, front)
+        before = grants(front), event_channels(lab.dom0, front.domid)
+        front.run(["driver"])
+        appears(front, *devices(FRONT_DEVICES))
+        connect(front, devices=("eth0",))
+        with plug.used(front, "/dev/vda") as load, front.start(["ping", "-q", "-f", "10.78.0.1"]):
+            lab.dom0.run(["xl", "destroy", "back"])
+            vanishes(front, *devices(FRONT_DEVICES))
+            plug.assert_failed(load)
+        plug.assert_healthy(front)
+        assert (grants(front), event_channels(lab.dom0, front.domid)) == before

@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 
+from harness.runner import LIMIT
 from net import Traffic, connect
 from observe import Device
 from resources import assert_same, count
@@ -127,6 +128,7 @@ def in_mode(mode, kills):
             logged(lab, guest, kills, signal.SIGKILL)
             assert_same(lab, guest, before)
     test.__doc__ = f"Killed under load, with buffers of mode {mode}."
+    test.limit = LIMIT + 60 * kills
     return test
 
 

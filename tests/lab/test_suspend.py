@@ -6,9 +6,9 @@ import os
 from harness import reports
 from observe import Device
 from resources import nothing_left
-from suspend import (Load, cancel, checkpoint, migrate, pause, restore, save, save_and_restore,
-                     setup)
-from support import ONE_CPU, add_test, appears, cards, vanishes
+from suspend import (NETFRONT, Load, cancel, checkpoint, migrate, pause, restore, save,
+                     save_and_restore, setup)
+from support import ONE_CPU, Setup, add_test, appears, cards, images, vanishes
 
 LAB = ONE_CPU
 WAYS = save_and_restore, checkpoint, cancel, pause
@@ -18,9 +18,33 @@ KINDS = {"pv": WAYS}
 if os.environ.get("VXB_SUSPEND") == "all":
     KINDS |= dict.fromkeys(("pvh", "hvm"), (*WAYS, migrate))
 OTHER = setup("other")
+# The same, but served by vhost-net and by a vhost-user program.
+VHOST = Setup(
+    """
+[[device]]
+domain = "vhost"
+device = 0
+net = { bridge = "br0", vhost = true }
+
+[[device]]
+domain = "vhost"
+device = 1
+vhost-user = { socket = "/run/vhost-a.sock", type = "blk" }
+
+[[device]]
+domain = "vhost"
+device = 2
+vhost-user = { socket = "/run/vhost-b.sock", type = "blk" }
+""",
+    "modprobe vhost_net; echo N >/sys/module/xen_blkback/parameters/feature_persistent; "
+    + images("vhost-a.img", "vhost-b.img")
+    + "; rm -f /run/vhost-?.sock; qemu-storage-daemon --daemonize"
+    + "".join(f" --blockdev driver=file,node-name={name},filename=/scratch/vhost-{name}.img,"
+              f"cache.direct=on --export type=vhost-user-blk,id={name},node-name={name},"
+              f"writable=on,addr.type=unix,addr.path=/run/vhost-{name}.sock" for name in "ab"),
+    vhost={"cards": [f"type=virtio,device{number},transport=mmio,grant_usage=1"
+                     for number in (1, 2, 2)], "memory": 320, "vcpus": 2})
 BUS = "/sys/bus/xen/drivers/virtio_xenbus"
-# The stock card's driver, if it had packets under way whose data is in memory of kmalloc().
-NETFRONT = r"WARNING: include/linux/mm\.h:\d+ at xennet_disconnect_backend"
 READ = "dd if={} of=/dev/null bs=4k count=256 iflag=direct status=none"
 
 
@@ -77,3 +101,16 @@ def test_backend_that_cannot_go_on(lab):
             guest.run(f"echo {disk} >{BUS}/{file}")
         appears(guest, "/dev/vda")
         guest.run(READ.format("/dev/vda"))
+
+
+@reports.expected(NETFRONT)
+def test_vhost(lab):
+    """Disks of a vhost-user program, a card with vhost-net. (The last one here: from now on
+    the daemon uses vhost-net.)"""
+    with VHOST(lab) as guest:
+        appears(guest, "/dev/vda", "/dev/vdb", "/sys/class/net/eth0")
+        with nothing_left(lab, guest, memory=False), Load(lab, guest) as load:
+            for way in save_and_restore, checkpoint:
+                way(guest)
+                load.goes_on()
+            load.end()

@@ -26,7 +26,7 @@ from vxblab.lab import DAEMON_LOG, Lab
 
 from . import reports
 
-LIMIT = 1200  # seconds one test may take
+LIMIT = 1200  # seconds one test may take, unless it has a `limit` of its own
 LAB_KIB = 3584 << 10  # memory that a lab takes
 TAIL = 25  # lines of a console shown at a failure
 MESSAGE = 40  # lines of a failure's message said once more at the end
@@ -66,10 +66,12 @@ def limited(seconds):
 
 
 def clean(lab):
-    """Take away what a test left: guests, the daemon, files."""
+    """Take away what a test left: guests, the daemon and its like, files."""
     for name in lab.dom0.guests():
         lab.dom0.run(["guest", "destroy", name])
-    lab.dom0.run("daemon status >/dev/null && daemon stop; umount -q /scratch/*; "
+    lab.dom0.run("daemon status >/dev/null && daemon stop; "
+                 "killall -q qemu-storage-daemon virtiofsd vhost-device-rng "
+                 "vhost-device-scsi; umount -q /scratch/*; "
                  "chattr -fR -i /scratch; dmsetup remove_all; losetup -D; "
                  "rmmod vhost_net 2>/dev/null; "
                  "rm -rf /scratch/* /dev/shm/*; ip link set br0 mtu 1500")
@@ -111,7 +113,7 @@ def run_one(name, function, lab, options, results, last):
     try:
         lab.up(**options)
         consoles = reports.Consoles(lab)
-        with limited(LIMIT):
+        with limited(getattr(function, "limit", LIMIT)):
             function(lab)
             if last:
                 support.release()
