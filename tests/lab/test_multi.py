@@ -15,7 +15,7 @@ MANY = Setup(two_cards("many"), f"{MAKE_BR9} && {images('one.img', 'two.img')}",
              many={"disks": ["virtio:/scratch/one.img", "virtio:/scratch/two.img"],
                    "cards": ["virtio", "virtio"], "vcpus": QUEUES, "memory": 768})
 # The left one's disk is polled.
-POLLED = '[[disk]]\ndomain = "left"\nvdev = "xvda"\nblk = { poll-us = 1000 }\n'
+POLLED = '[[disk]]\ndomain = "left"\nvdev = "xvda"\nblk = { poll-us = 10000 }\n'
 TWO = Setup(cards("left") + cards("right") + POLLED, images("left.img", "right.img"),
             left={"disks": ["virtio:/scratch/left.img"], "cards": ["virtio"]},
             right={"disks": ["virtio:/scratch/right.img"], "cards": ["virtio"]})

@@ -264,9 +264,7 @@ impl<'m> Vring<'m> {
     /// which it may not ring.
     pub fn enable_kicks(&mut self) -> Result<bool> {
         if self.event_idx {
-            let event = ELEMENTS + USED_ELEMENT * usize::from(self.size);
-            self.used
-                .store(self.next_avail.0.to_le(), event, Ordering::Relaxed)?;
+            self.set_event(self.next_avail)?;
         } else {
             self.used.store(0u16, FLAGS, Ordering::Relaxed)?;
         }
@@ -277,11 +275,20 @@ impl<'m> Vring<'m> {
 
     /// Asks the driver not to ring.
     pub fn disable_kicks(&mut self) -> Result<()> {
-        // With event indices it rings once for each wish.
-        if !self.event_idx {
+        if self.event_idx {
+            // It rings when it adds the buffer of that index, which it has done already.
+            self.set_event(self.next_avail - Wrapping(1))
+        } else {
             self.used
                 .store(USED_NO_NOTIFY.to_le(), FLAGS, Ordering::Relaxed)?;
+            Ok(())
         }
+    }
+
+    /// Sets the index of the buffer for which the driver shall ring.
+    fn set_event(&self, index: Wrapping<u16>) -> Result<()> {
+        let event = ELEMENTS + USED_ELEMENT * usize::from(self.size);
+        self.used.store(index.0.to_le(), event, Ordering::Relaxed)?;
         Ok(())
     }
 }

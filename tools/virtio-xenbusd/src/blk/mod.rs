@@ -96,9 +96,9 @@ impl TryFrom<i64> for PollTime {
 
     fn try_from(value: i64) -> Result<Self, String> {
         match u64::try_from(value) {
-            Ok(time @ 0..=1000) => Ok(Self(time)),
+            Ok(time @ 0..=10_000) => Ok(Self(time)),
             _ => Err(format!(
-                "{value} is not a time to poll: it must be from 0 to 1000 microseconds"
+                "{value} is not a time to poll: it must be from 0 to 10000 microseconds"
             )),
         }
     }

@@ -95,7 +95,7 @@ fn device_is_of_one_kind() {
             "\"tape\"",
         ),
         ("vsock = { cid = 2 }", "2 is not"),
-        ("blk = { path = \"/x\", poll-us = 1001 }", "1001 is not"),
+        ("blk = { path = \"/x\", poll-us = 10001 }", "10001 is not"),
         (
             "vsock = { cid = 3 }\nvhost-user = { socket = \"/s\", type = \"rng\" }",
             "both",

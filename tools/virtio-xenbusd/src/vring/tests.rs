@@ -195,18 +195,20 @@ fn asks_for_kicks() {
     let mut ring = driver.ring();
     ring.queue.set_event_idx(true);
     let mut vring = Vring::new(&ring.queue, &ring.memory, LIMIT).unwrap();
-    let event = || {
+    let event = |driver: &Driver| {
         let at = GuestAddress(ring.queue.used_ring() + 4 + 8 * 16);
         driver.pool.load::<u16>(at, Ordering::Relaxed).unwrap()
     };
 
     assert!(!vring.enable_kicks().unwrap());
-    assert_eq!(event(), 0);
+    assert_eq!(event(&driver), 0);
     driver.chain(0, &[(DATA, 1, 0)]);
     driver.submit(0);
     assert!(vring.enable_kicks().unwrap());
     vring.pop(&memory(&ring), &mut Vec::new()).unwrap();
     assert!(!vring.enable_kicks().unwrap());
-    let at = GuestAddress(ring.queue.used_ring() + 4 + 8 * 16);
-    assert_eq!(driver.pool.load::<u16>(at, Ordering::Relaxed).unwrap(), 1);
+    assert_eq!(event(&driver), 1);
+    // Of the buffer that was taken, not of the next one.
+    vring.disable_kicks().unwrap();
+    assert_eq!(event(&driver), 0);
 }
