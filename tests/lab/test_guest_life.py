@@ -7,9 +7,11 @@ import contextlib
 from harness import reports
 from net import Traffic, connect
 from resources import assert_same, count, nothing_left_in_dom0
-from support import (Setup, appears, cards, fio, guest, images, started, value,
-                     wait_store)
+from support import (Setup, appears, cards, fio, guest, images, log_size, started, value,
+                     wait_log, wait_store)
+from writelog import WriteLog
 
+FILE = "/scratch/life.img"
 # Without persistent grants of the guest's root disk, whose number depends on what has been
 # read from it.
 PREPARE = ("echo N >/sys/module/xen_blkback/parameters/feature_persistent; "
@@ -24,7 +26,7 @@ DEVICES = "/sys/class/net/eth0", "/dev/vda"
 def config(name):
     """The daemon's configuration of card and disk."""
     return (cards(name) + f'[[device]]\ndomain = "{name}"\ndevice = 1\n'
-            'blk = { path = "/scratch/life.img" }\n')
+            f'blk = {{ path = "{FILE}" }}\n')
 
 
 # A guest whose domain follows another, and none.
@@ -114,6 +116,20 @@ def test_poweroff(lab):
 def test_crash(lab):
     """A crash, with on_crash = "destroy"."""
     ends(lab, lambda one: one.start(CRASH))
+
+
+@reports.expected(CRASHES)
+def test_crash_loses_nothing(lab):
+    """Blocks carry sequence numbers: all that was flushed before a crash in the midst of writing
+    is in the file, and no block is half of one."""
+    with ONCE(lab), guest(lab, "once", **OPTIONS) as one:
+        appears(one, *DEVICES)
+        start = log_size(lab.dom0)
+        with WriteLog(lab, one, "/dev/vda", FILE) as log:
+            state = log.state()
+            one.start(CRASH)
+            wait_log(lab.dom0, start, "once virtio/1: removed", 120)
+            log.check_file(state, "--later")
 
 
 def test_kexec(lab):

@@ -2,6 +2,7 @@
 """A disk whose blocks carry sequence numbers, written all the time: see guest/writelog."""
 
 import json
+import time
 
 from support import script, started
 
@@ -26,13 +27,24 @@ class WriteLog:
     def check(self):
         """Assert, while no daemon runs, that all that was flushed is in the file, and nothing
         that was not begun."""
-        lines = self._log.stdout.count(b"\n")
-        self._log.write(b"state\n")
-        assert self._log.wait_for(lambda: self._log.stdout.count(b"\n") > lines, 60), \
-            self._log.stderr
-        state = self._log.stdout.splitlines()[-1].decode()
-        assert max(json.loads(state)["flushed"]) > 0
-        script(self._lab.dom0, "writelog-check", self._file, stdin=state.encode())
+        self.check_file(self.state())
+
+    def state(self):
+        """What was flushed and begun until now; waits until that is something."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            lines = self._log.stdout.count(b"\n")
+            self._log.write(b"state\n")
+            assert self._log.wait_for(lambda seen=lines: self._log.stdout.count(b"\n") > seen,
+                                      60), self._log.stderr
+            state = self._log.stdout.splitlines()[-1]
+            if max(json.loads(state)["flushed"]) > 0:
+                return state
+        raise AssertionError("nothing was flushed in 60 s")
+
+    def check_file(self, state, *options):
+        """Assert that the file is as the state says; options: of guest/writelog-check."""
+        script(self._lab.dom0, "writelog-check", *options, self._file, stdin=state)
 
     def end(self):
         """Assert that nothing was lost or came back; returns how much was done of what."""
