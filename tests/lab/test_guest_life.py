@@ -77,7 +77,7 @@ def test_crash_loses_nothing(lab):
         appears(one, *DEVICES)
         start = log_size(lab.dom0)
         with WriteLog(lab, one, "/dev/vda", FILE) as log:
-            state = log.state()
+            state = log.flushed()
             one.start(CRASH)
             wait_log(lab.dom0, start, "once virtio/1: removed", 120)
             log.check_file(state, "--later")
